@@ -1,0 +1,1 @@
+"""The trainer of a peer: trains on private data, publishes weights, averages with what peers publish."""

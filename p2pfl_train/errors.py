@@ -1,0 +1,49 @@
+"""Everything that a user of the trainer can do wrong, with the exit code that tells it.
+
+    TrainError            one line: what is wrong and what to do
+    ├── UsageError        2  an option, or options that do not go together
+    ├── DataError         6  the data is missing, empty, of a wrong shape or label
+    ├── ModelError        7  an unknown architecture, or one that does not fit the data
+    ├── NetworkDown       4  the daemon did not come up
+    └── WeightsRefused    8  a tensor file that does not fit: truncated, other shapes, NaN
+
+State-directory errors (exit 3) are `p2pfl_state.errors.StateError`.
+"""
+
+from __future__ import annotations
+
+
+class TrainError(Exception):
+    """A mistake outside this program. The text is one line with the remedy."""
+
+    exit_code = 1
+
+
+class UsageError(TrainError):
+    """An option is wrong, or two do not go together."""
+
+    exit_code = 2
+
+
+class NetworkDown(TrainError):
+    """No daemon came up on the state directory."""
+
+    exit_code = 4
+
+
+class DataError(TrainError):
+    """The private data cannot be used as it is."""
+
+    exit_code = 6
+
+
+class ModelError(TrainError):
+    """The architecture is unknown, cannot be built, or does not fit the data."""
+
+    exit_code = 7
+
+
+class WeightsRefused(TrainError):
+    """A tensor file is not weights of this task; what was there before is kept."""
+
+    exit_code = 8

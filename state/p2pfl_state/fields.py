@@ -1,0 +1,112 @@
+"""Reads validated fields out of a JSON object that somebody else wrote.
+
+Every field has a type and a bound; what is wrong becomes one `MalformedFile` line that names the
+file and the field. Fields that nobody asked for are kept in `extra`, so that a newer program's
+additions survive a rewrite by an older one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from p2pfl_state.errors import MalformedFile, UnknownContract
+from p2pfl_state.layout import CONTRACT_VERSION
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+"""A SHA-256 in lower-case hex: peer ids, task, weights and file digests."""
+INSTANCE = re.compile(r"[0-9a-f]{32}")
+"""A random 128-bit id of one life of a process."""
+
+MAX_COUNT = 2**53 - 1
+"""The largest integer that every JSON reader keeps exact."""
+
+
+def parse_object(data: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in `data`. Raises `MalformedFile` for anything else, nesting bombs included."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise MalformedFile(f"{what} is not JSON") from None
+    if not isinstance(value, dict):
+        raise MalformedFile(f"{what} is not a JSON object")
+    return value
+
+
+class Fields:
+    """The fields of one JSON object, taken one by one; what is left over is `extra`."""
+
+    def __init__(self, value: Any, what: str) -> None:
+        if not isinstance(value, dict):
+            raise MalformedFile(f"{what} is not a JSON object")
+        self._left: dict[str, Any] = dict(value)
+        self._what = what
+
+    def _wrong(self, name: str, wanted: str) -> MalformedFile:
+        return MalformedFile(f"{self._what}: field {name!r} must be {wanted}")
+
+    def contract(self) -> None:
+        """Checks the contract version. Raises `UnknownContract` for one that we do not speak."""
+        version = self.integer("contract", low=0)
+        if version != CONTRACT_VERSION:
+            raise UnknownContract(
+                f"{self._what} has contract version {version}, this program speaks {CONTRACT_VERSION}: "
+                "use the same version of p2pfl on both sides"
+            )
+
+    def text(self, name: str, *, limit: int = 1024, pattern: re.Pattern[str] | None = None) -> str:
+        value = self._left.pop(name, None)
+        if not isinstance(value, str) or len(value) > limit:
+            raise self._wrong(name, f"a text of at most {limit} characters")
+        if pattern is not None and not pattern.fullmatch(value):
+            raise self._wrong(name, f"a text like {pattern.pattern}")
+        return value
+
+    def digest(self, name: str) -> str:
+        return self.text(name, limit=64, pattern=DIGEST)
+
+    def digest_or_none(self, name: str) -> str | None:
+        if self._left.get(name) is None:
+            self._left.pop(name, None)
+            return None
+        return self.digest(name)
+
+    def integer(self, name: str, *, low: int = 0, high: int = MAX_COUNT) -> int:
+        value = self._left.pop(name, None)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self._wrong(name, f"a whole number from {low} to {high}")
+        return value
+
+    def number(self, name: str, *, low: float = 0.0, high: float = 1e15) -> float:
+        value = self._left.pop(name, None)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self._wrong(name, "a number")
+        if not math.isfinite(value) or not low <= value <= high:
+            raise self._wrong(name, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        value = self._left.pop(name, None)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
+        return value
+
+    def items(self, name: str, *, limit: int) -> list[Any]:
+        value = self._left.pop(name, None)
+        if not isinstance(value, list) or len(value) > limit:
+            raise self._wrong(name, f"a list of at most {limit}")
+        return value
+
+    def mapping(self, name: str, *, limit: int = 256) -> dict[str, Any]:
+        value = self._left.pop(name, None)
+        if not isinstance(value, dict) or len(value) > limit:
+            raise self._wrong(name, f"an object of at most {limit} fields")
+        return value
+
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        """The fields that were not asked for."""
+        return self._left
