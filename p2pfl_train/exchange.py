@@ -1,0 +1,247 @@
+"""The trainer's side of the state directory: waits for the daemon, asks for models, takes answers.
+
+One request is outstanding at a time. `poll` is what the training loop calls between two steps; it
+costs a `stat`. When the answer is there, a thread verifies the models while training goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from p2pfl_state.layout import StateDir
+from p2pfl_state.lock import is_held
+from p2pfl_state.markers import (
+    MAX_FAN_OUT,
+    AggregateAnswer,
+    AggregateRequest,
+    BootDone,
+    Refusal,
+    new_instance,
+    read_answer,
+    read_boot_done,
+    read_request,
+    write_request,
+)
+from p2pfl_state.wait import FolderWatch
+
+from p2pfl_train.aggregate import Checked
+from p2pfl_train.errors import NetworkDown
+
+BOOT_PATIENCE_S = 15.0
+"""How long the trainer waits for a daemon to take its lock; from then on the daemon decides."""
+LATE_S = 1.0
+"""A round has failed when it is unanswered this long after its deadline."""
+LIVENESS_S = 0.25
+"""How often a poll looks whether the daemon lives; a guess, the look costs some microseconds."""
+
+Check = Callable[[AggregateAnswer], Checked]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a request asks for, see `p2pfl_state.markers.AggregateRequest`."""
+
+    fan_out: int
+    deadline_s: float
+    task: str | None
+    want_task: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a round ended."""
+
+    round: int
+    answer: AggregateAnswer | None
+    """None when none came in time, or the daemon was lost."""
+    checked: Checked
+    failure: str | None
+    """Why the round counts as failed, in one line; None for a good one."""
+
+
+@dataclass
+class _Outstanding:
+    round: int
+    wish: Wish
+    asked_at_s: float
+    check: Check | None
+    answer: AggregateAnswer | None = None
+    checking: Future[Checked] | None = None
+
+
+def next_round(state: StateDir, remembered: int) -> int:
+    """The first round that no life of this trainer has asked for. Raises `StateError`."""
+    request, answer = read_request(state), read_answer(state)
+    return 1 + max(remembered, request.round if request else 0, answer.round if answer else 0)
+
+
+def judge(answer: AggregateAnswer) -> str | None:
+    """Why an answered round has failed, or None."""
+    if not answer.models and answer.candidates > 0:
+        reasons = sorted({failure.reason for failure in answer.failed})
+        return f"none of {answer.candidates} peers gave its model" + (f" ({reasons[0]})" if reasons else "")
+    return None
+
+
+class Exchange:
+    """Requests and answers of one life of the trainer. A context manager; used by one thread."""
+
+    def __init__(
+        self, state: StateDir, first_round: int, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`clock` gives seconds and never goes back."""
+        self._state = state
+        self._clock = clock
+        self._instance = new_instance()
+        self._next_round = first_round
+        self._accepted: BootDone | None = None
+        self._looked_at_s = float("-inf")
+        self._outstanding: _Outstanding | None = None
+        self._answer_seen: tuple[int, int, int] | None = None
+        self._refused: list[Refusal] = []
+        self._checker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify")
+        self._watch = FolderWatch(state.root)
+
+    @property
+    def daemon(self) -> BootDone | None:
+        """The life of the daemon that we talk to; None while there is none."""
+        return self._accepted
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request can be made: the daemon is there and none is outstanding."""
+        return self._accepted is not None and self._outstanding is None
+
+    @property
+    def outstanding(self) -> bool:
+        return self._outstanding is not None
+
+    @property
+    def last_round(self) -> int:
+        return self._next_round - 1
+
+    def wait_for_boot(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Waits until the network is up, or `stop` says so.
+
+        15 s while no daemon holds its lock; while one does, its own verdict rules. Raises
+        `NetworkDown`, `StateError`.
+        """
+        unheld_since_s: float | None = None
+        while not stop():
+            self._look_for_daemon()
+            if self._accepted is not None:
+                return
+            now_s = self._clock()
+            if is_held(self._state.daemon_lock):
+                unheld_since_s = None
+            elif unheld_since_s is None:
+                unheld_since_s = now_s
+            elif now_s - unheld_since_s >= BOOT_PATIENCE_S:
+                raise NetworkDown(
+                    f"no daemon runs on {self._state.root}: start one with "
+                    f"'p2pfl-net serve --state {self._state.root}', or look into its daemon.log"
+                )
+            self._watch.wait_changed(0.2)
+
+    def ask(self, wish: Wish, check: Check | None = None) -> int:
+        """Writes a request and returns its round; `ready` must be true.
+
+        `check` verifies the models of the answer, in a thread of its own. Raises `StateError`.
+        """
+        assert self.ready
+        number = self._next_round
+        self._next_round += 1
+        request = AggregateRequest(
+            instance=self._instance,
+            round=number,
+            fan_out=wish.fan_out,
+            deadline_s=wish.deadline_s,
+            task=wish.task,
+            want_task=wish.want_task,
+            delete_below=number,
+            refused=tuple(self._refused[:MAX_FAN_OUT]),
+        )
+        write_request(self._state, request)
+        self._refused.clear()
+        self._outstanding = _Outstanding(number, wish, self._clock(), check)
+        return number
+
+    def poll(self) -> None:
+        """Looks for the answer and starts its verification; cheap, to be called between two steps."""
+        now_s = self._clock()
+        if self._outstanding is not None and self._outstanding.answer is None:
+            self._look_for_answer(self._outstanding)
+        if now_s - self._looked_at_s >= LIVENESS_S:
+            self._looked_at_s = now_s
+            self._look_for_daemon()
+
+    def take(self) -> Outcome | None:
+        """The end of the outstanding round if it has ended, which makes room for the next.
+
+        Waits for a verification that runs, never for the daemon. Raises `StateError`.
+        """
+        self.poll()
+        current = self._outstanding
+        if current is None:
+            return None
+        if current.answer is not None:
+            checked = current.checking.result() if current.checking else Checked()
+            self._refused.extend(checked.refusals)
+            outcome = Outcome(current.round, current.answer, checked, judge(current.answer))
+        elif self._accepted is None:
+            outcome = Outcome(current.round, None, Checked(), "the daemon was lost")
+        elif self._clock() - current.asked_at_s > current.wish.deadline_s + LATE_S:
+            outcome = Outcome(current.round, None, Checked(), "unanswered a second after its deadline")
+        else:
+            return None
+        self._outstanding = None
+        return outcome
+
+    def wait(self) -> Outcome | None:
+        """Waits for the end of the outstanding round, which its deadline bounds; None without one."""
+        while self._outstanding is not None:
+            outcome = self.take()
+            if outcome is not None:
+                return outcome
+            self._watch.wait_changed(0.1)
+        return None
+
+    def _look_for_answer(self, current: _Outstanding) -> None:
+        try:
+            found = self._state.aggregate_done.stat()
+        except FileNotFoundError:
+            return
+        seen = (found.st_ino, found.st_mtime_ns, found.st_size)
+        if seen == self._answer_seen:
+            return
+        answer = read_answer(self._state)
+        self._answer_seen = seen
+        if answer is None or answer.instance != self._instance or answer.round != current.round:
+            return
+        current.answer = answer
+        if current.check is not None:
+            current.checking = self._checker.submit(current.check, answer)
+
+    def _look_for_daemon(self) -> None:
+        boot = read_boot_done(self._state) if is_held(self._state.daemon_lock) else None
+        if boot is None or self._accepted is None or boot.instance != self._accepted.instance:
+            # The loss of the daemon that saw the request is told by `take` before a new life counts.
+            self._accepted = boot if self._outstanding is None else None
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._checker.shutdown(cancel_futures=True)
+        self._watch.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
