@@ -1,0 +1,1 @@
+"""Decisions without IO: events in, outputs out. No socket, clock, thread, file or random source."""

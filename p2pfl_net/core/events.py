@@ -1,0 +1,319 @@
+"""All that goes into the core and comes out of it.
+
+    what happens ──► handle(event, now) ──► what to do
+
+Inputs: `Start`, `Tick`, `Received`, `Answered`, `Failed`, `ModelPublished`, `Ask`, `FetchProgressed`,
+`FetchFinished`, `FetchFailed`, `Stop`.
+Outputs: `Send`, `Reply`, `Refuse`, `Fetch`, `CancelFetch`, `CollectionDone`, `Joined`, `BootFailed`,
+`PeersChanged`, `Note`, `Stopped`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NewType
+
+from p2pfl_net.core.ids import Address, PeerId, TaskDigest
+
+RequestId = NewType("RequestId", int)
+"""A request of ours that somebody will answer, or not."""
+CallId = NewType("CallId", int)
+"""A request of somebody else's that waits for our reply."""
+FetchId = NewType("FetchId", int)
+
+
+class Status(IntEnum):
+    """In the order in which one overrides another at the same incarnation."""
+
+    ALIVE = 1
+    SUSPECT = 2
+    DEAD = 3
+    LEFT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is said of one peer. Of two records the greater (incarnation, status) is the newer."""
+
+    peer_id: PeerId
+    incarnation: int
+    status: Status
+    addresses: tuple[Address, ...]
+    task: TaskDigest | None = None
+    published: bool = False
+
+    @property
+    def is_live(self) -> bool:
+        return self.status in (Status.ALIVE, Status.SUSPECT)
+
+    def is_newer_than(self, other: Record) -> bool:
+        return (self.incarnation, self.status) > (other.incarnation, other.status)
+
+
+# messages ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who speaks."""
+
+    record: Record
+    model_version: int = 0
+    candidates: tuple[Address, ...] = ()
+    """Addresses that the sender would like to have dialled, to learn whether they reach it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    sender: Sender
+    dialled: Address
+
+
+@dataclass(frozen=True, slots=True)
+class JoinReply:
+    sender: Sender
+    observed_host: str
+    """IP literal that the join came from."""
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    sender: Sender
+    to: PeerId
+    dialled: Address
+    updates: tuple[Record, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    sender: Sender
+    updates: tuple[Record, ...] = ()
+
+
+Request = Join | Ping
+Response = JoinReply | Ack
+
+
+class FailureKind(IntEnum):
+    """Why something asked of a peer did not come about, as far as decisions depend on it."""
+
+    UNREACHABLE = 1
+    """No connection, no answer in time, or a reset."""
+    WRONG_PEER = 2
+    """Somebody else lives at that address."""
+    INCOMPATIBLE = 3
+    """Not a p2pfl peer, or one whose protocol version we do not speak."""
+    BUSY = 4
+    """The peer is there and asks to be tried later."""
+    INVALID = 5
+    """The peer sent what it must not: counted against it."""
+    ABSENT = 6
+    """The peer has no such model."""
+    LOCAL = 7
+    """Our own trouble, such as a full disk."""
+
+
+# inputs --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The daemon listens; join through `boot`, or be the first peer when it is empty."""
+
+    boot: tuple[Address, ...]
+    boot_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: `now` has reached `wakeup()`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A request came in from `host` (an IP literal)."""
+
+    call: CallId
+    message: Request
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    request: RequestId
+    message: Response
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    request: RequestId
+    kind: FailureKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPublished:
+    """The trainer's published model: its task and version. `task` None: there is none any more."""
+
+    task: TaskDigest | None
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Collect `fan_out` models of `task` within `deadline_s`; task None: of any one task."""
+
+    round: int
+    fan_out: int
+    deadline_s: float
+    task: TaskDigest | None
+    refused: tuple[tuple[PeerId, str], ...] = ()
+    """Peers whose models the trainer refused since its last request, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchProgressed:
+    fetch: FetchId
+    received_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFinished:
+    """The model is verified and under its final name."""
+
+    fetch: FetchId
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    fetch: FetchId
+    kind: FailureKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Say goodbye, then `Stopped`."""
+
+
+Event = (
+    Start
+    | Tick
+    | Received
+    | Answered
+    | Failed
+    | ModelPublished
+    | Ask
+    | FetchProgressed
+    | FetchFinished
+    | FetchFailed
+    | Stop
+)
+
+# outputs -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Deliver `message` to `address`; `Answered` or `Failed` must follow within `timeout_s`."""
+
+    request: RequestId
+    address: Address
+    message: Request
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    call: CallId
+    message: Response
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer a call with an error."""
+
+    call: CallId
+    kind: FailureKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Fetch the published model of a peer; `FetchFinished` or `FetchFailed` must follow."""
+
+    fetch: FetchId
+    round: int
+    peer_id: PeerId
+    addresses: tuple[Address, ...]
+    task: TaskDigest
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelFetch:
+    fetch: FetchId
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionDone:
+    """The answer to one `Ask`: always given, also with nothing."""
+
+    round: int
+    fetched: tuple[FetchId, ...]
+    failed: tuple[tuple[PeerId, str], ...]
+    candidates: int
+    peers: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The network is up for this peer."""
+
+    first: bool
+    """Whether this peer is the first of its network."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootFailed:
+    """No boot peer answered in time. Nothing further comes."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeersChanged:
+    """The peer list that people and readers see is no longer what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the event log."""
+
+    event: str
+    fields: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Goodbyes are said, or their time is over."""
+
+
+Output = (
+    Send
+    | Reply
+    | Refuse
+    | Fetch
+    | CancelFetch
+    | CollectionDone
+    | Joined
+    | BootFailed
+    | PeersChanged
+    | Note
+    | Stopped
+)

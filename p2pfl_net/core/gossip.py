@@ -1,0 +1,57 @@
+"""News on its way: each update is passed on a bounded number of times, the freshest first.
+
+Das, Gupta, Motivala: SWIM, 2002, section 4.1 (infection-style dissemination).
+"""
+
+from __future__ import annotations
+
+from p2pfl_net.core.events import Record
+from p2pfl_net.core.ids import Address, PeerId
+
+
+class GossipBuffer:
+    """Updates with the number of times each has been sent."""
+
+    def __init__(self) -> None:
+        self._updates: dict[PeerId, tuple[Record, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._updates)
+
+    def put(self, record: Record) -> None:
+        """Spreads `record` from now on, in place of anything older about the same peer."""
+        self._updates[record.peer_id] = (record, 0)
+
+    def take(self, limit: int, retransmissions: int, *, to_loopback: bool) -> tuple[Record, ...]:
+        """At most `limit` updates for one message, the least often sent first; counts them as sent."""
+        if not self._updates:
+            return ()
+        chosen: list[Record] = []
+        for record, sent in sorted(self._updates.values(), key=lambda update: update[1])[:limit]:
+            visible = visible_to(record, to_loopback=to_loopback)
+            if visible is not None:
+                chosen.append(visible)
+            if sent + 1 >= retransmissions:
+                del self._updates[record.peer_id]
+            else:
+                self._updates[record.peer_id] = (record, sent + 1)
+        return tuple(chosen)
+
+
+def visible_to(record: Record, *, to_loopback: bool) -> Record | None:
+    """What of `record` may be told: loopback addresses mean nothing on another machine.
+
+    None when a live peer could not be reached by what is left.
+    """
+    if to_loopback:
+        return record
+    addresses = tuple(address for address in record.addresses if not address.is_loopback)
+    if record.is_live and not addresses:
+        return None
+    return replace_addresses(record, addresses)
+
+
+def replace_addresses(record: Record, addresses: tuple[Address, ...]) -> Record:
+    if addresses == record.addresses:
+        return record
+    return Record(record.peer_id, record.incarnation, record.status, addresses, record.task, record.published)
