@@ -1,0 +1,124 @@
+"""The networks that come built in: functions from (input_shape, classes) to a module.
+
+Each adapts to any input that it can take; one that is too small for its pooling makes PyTorch raise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+MAX_LAYERS = 64
+"""Hidden layers of `mlp`: bounds what a list of arguments from the network makes us build."""
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "leaky_relu": nn.LeakyReLU,
+}
+
+
+def paper_cnn(
+    input_shape: Sequence[int], classes: int, *, hidden: int = 128, dropout: float = 0.0
+) -> nn.Module:
+    """The CNN of the paper: two 3 x 3 convolutions (32, 64), one 2 x 2 max-pool, `hidden`, classes.
+
+    'P2PFL: Peer to Peer Federated Learning System', Laws & Vosburg. Its published 1,625,866
+    parameters on 28 x 28 fix the geometry: 64·14·14 inputs of the first dense layer, which takes
+    convolutions padded by one and a single pooling. Dropout has no parameters; it is off by default.
+    """
+    channels, height, width = image_shape(input_shape)
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * (height // 2) * (width // 2), hidden),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, classes),
+    )
+
+
+def lenet(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """LeNet-5's shape with ReLU and max-pooling: 5 x 5 convolutions (6, 16), then 120, 84, classes.
+
+    LeCun et al., 'Gradient-Based Learning Applied to Document Recognition', 1998. Sides from 16 on.
+    """
+    channels, height, width = image_shape(input_shape)
+    height, width = (((side - 4) // 2 - 4) // 2 for side in (height, width))
+    if min(height, width) < 1:
+        raise ValueError("images need sides of at least 16 pixels")
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * height * width, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, classes),
+    )
+
+
+def cnn_bn(input_shape: Sequence[int], classes: int, *, width: int = 32) -> nn.Module:
+    """A small CNN with batch norm (`width`, 2·`width` channels) and global average pooling."""
+    channels, _, _ = image_shape(input_shape)
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(2 * width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2 * width, classes),
+    )
+
+
+def mlp(
+    input_shape: Sequence[int],
+    classes: int,
+    *,
+    hidden: int | Sequence[int] = (256, 128),
+    activation: str = "relu",
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Fully connected layers of `hidden` units over the flattened input."""
+    sizes = [hidden] if isinstance(hidden, int) else list(hidden)
+    if len(sizes) > MAX_LAYERS or not all(type(size) is int and size >= 1 for size in sizes):
+        raise ValueError(f"hidden must be a number of units, or a list of at most {MAX_LAYERS} of them")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}")
+    layers: list[nn.Module] = [nn.Flatten()]
+    before = math.prod(input_shape)
+    for size in sizes:
+        layers += [nn.Linear(before, size), _ACTIVATIONS[activation]()]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        before = size
+    return nn.Sequential(*layers, nn.Linear(before, classes))
+
+
+def bank(input_shape: Sequence[int], classes: int, *, first: int = 128, second: int = 2096) -> nn.Module:
+    """The fully connected network of the bank paper that the paper compares with: 128, 2096, classes."""
+    return mlp(input_shape, classes, hidden=(first, second))
+
+
+def image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
+    """(channels, height, width). Raises `ValueError` for what is no image."""
+    if len(input_shape) != 3:
+        raise ValueError(f"it takes images (channels, height, width), not {tuple(input_shape)}: try mlp")
+    channels, height, width = input_shape
+    return channels, height, width

@@ -1,0 +1,271 @@
+"""Builds a `Task` for classification from names and paths, or joins the task of a network.
+
+`build_task` decides everything from the user's options. `join_task` takes architecture, classes,
+shape and preprocessing from the network's descriptor and fits the local data to them; what does not
+fit is refused, never re-interpreted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from p2pfl_state.manifest import canonical_json
+from p2pfl_state.taskfile import TaskFile
+from rich.console import Group, RenderableType
+from rich.text import Text
+from torch.nn import functional
+
+from p2pfl_train import data, models, partition
+from p2pfl_train.errors import DataError, TrainError, UsageError
+from p2pfl_train.examples import Examples, Indices, LabelledData, shown
+from p2pfl_train.partition import WHOLE, Shard
+from p2pfl_train.preprocess import expects_pixels, preprocess_function
+from p2pfl_train.task import Task, TaskSpec
+from p2pfl_train.taskspec import initial_seed, spec_from_taskfile, spec_to_taskfile
+
+__all__ = [
+    "ClassificationTask",
+    "TaskOptions",
+    "build_task",
+    "describe",
+    "initial_seed",
+    "join_task",
+    "spec_from_taskfile",
+    "spec_to_taskfile",
+]
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What the user chose; texts as they were typed."""
+
+    data: str | None = "digits"
+    """A name, a path, `module:function`, or None to only receive (in `join_task`)."""
+    data_dir: Path = Path("data")
+    """Where data sets known by name are kept."""
+    download: bool = True
+    model: str | None = None
+    """A registry name or `file.py:Class`; None is the default for the data."""
+    model_arguments: Mapping[str, Any] = field(default_factory=dict)
+    shard: str | None = None
+    """Like `3/10`; None is everything."""
+    partition: str = "paper"
+    """`paper`, `iid` or `dirichlet:ALPHA`."""
+    labels_per_peer: int | None = None
+    fraction: float = 1.0
+    """Of this peer's training examples, the part that is kept; stratified."""
+    seed: int = 0
+    """Of split and partition: the same at all peers that share a data set."""
+    dev_fraction: float = 0.2
+    image_size: tuple[int, int] | None = None
+    """(height, width) for a folder of images."""
+    classes: tuple[str, ...] | None = None
+    """All class names of the task in order, where this peer may lack some."""
+    mean: tuple[float, ...] | None = None
+    """With `std`, replaces the normalisation of the data set; the same at all peers."""
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ClassificationTask(Task):
+    """A built-in task; knows besides who else holds what."""
+
+    data_name: str = ""
+    shard: Shard = WHOLE
+    held: npt.NDArray[np.int64] | None = None
+    """Training examples of every shard by label, shape (shards, classes); None without data."""
+
+
+def build_task(options: TaskOptions) -> Task:
+    """The task that `options` describe. Raises `DataError`, `ModelError`, `UsageError`."""
+    if options.data is None:
+        raise UsageError("a peer without data needs a network to receive from: give --data or --boot")
+    if _is_function(options.data):
+        return _user_task(options.data, options)
+    loaded = data.load(
+        options.data,
+        data_dir=options.data_dir,
+        download=options.download,
+        image_size=options.image_size,
+        classes=options.classes,
+    )
+    loaded = _with_normalisation(loaded, options)
+    name = options.model or models.default_model(loaded.name, loaded.input_shape)
+    architecture = models.architecture(name, options.model_arguments)
+    spec = TaskSpec(architecture, loaded.classes, loaded.input_shape, loaded.preprocessing)
+    return _assemble(spec, loaded, options, _own(architecture.source_digest))
+
+
+def join_task(options: TaskOptions, file: TaskFile, accepted: frozenset[str]) -> Task:
+    """The network's task with this peer's data, or without any if `options.data` is None.
+
+    `accepted` holds the SHA-256 of sources that may run; the user's own `--model file.py:Class` is one
+    of them. Raises `MalformedFile` for a descriptor that is none, `ModelError` for a model that is
+    unknown, oversized or not accepted, `DataError` for data with unknown classes or another shape,
+    `UsageError` when the options ask for another task.
+    """
+    spec = spec_from_taskfile(file)
+    if options.data is not None and _is_function(options.data):
+        task = _user_task(options.data, options)
+        if task.spec.digest != spec.digest:
+            raise DataError(f"{options.data} makes another task than the network trains: use the same code")
+        return task
+    if options.model is not None:
+        own = models.architecture(options.model, options.model_arguments)
+        if replace(spec, architecture=own).digest != spec.digest:
+            raise UsageError(
+                f"the network trains {spec.architecture.name}, not {options.model} with these arguments: "
+                "leave --model out, or start a network of its own"
+            )
+        accepted |= _own(own.source_digest)
+    if options.classes is not None and options.classes != spec.classes:
+        raise UsageError(f"the network's classes are {shown(spec.classes)}: leave --classes out")
+    if options.data is None:
+        return _assemble(spec, None, options, accepted)
+    if not spec.classes:
+        raise DataError("the network's task has no classes: join it with --data module:function")
+    is_image = len(spec.input_shape) == 3
+    loaded = data.load(
+        options.data,
+        data_dir=options.data_dir,
+        download=options.download,
+        image_size=(spec.input_shape[1], spec.input_shape[2]) if is_image else None,
+        channels=spec.input_shape[0] if is_image else None,
+        classes=spec.classes,
+    )
+    _check_fit(loaded, spec)
+    return _assemble(spec, loaded, options, accepted)
+
+
+def _own(digest: str | None) -> frozenset[str]:
+    return frozenset() if digest is None else frozenset([digest])
+
+
+def _check_fit(loaded: LabelledData, spec: TaskSpec) -> None:
+    if loaded.input_shape != spec.input_shape:
+        raise DataError(
+            f"{loaded.name} has examples of shape {loaded.input_shape}, the network's are "
+            f"{spec.input_shape}: bring the data to that shape"
+        )
+    pixels = loaded.examples.x.dtype == torch.uint8
+    if pixels != expects_pixels(spec.preprocessing):
+        have, want = ("uint8", "float") if pixels else ("float", "uint8")
+        raise DataError(f"{loaded.name} holds {have} values, the network's task {want}: convert the data")
+
+
+def _with_normalisation(loaded: LabelledData, options: TaskOptions) -> LabelledData:
+    if options.mean is None and options.std is None:
+        return loaded
+    if options.mean is None or options.std is None:
+        raise UsageError("--mean and --std go together")
+    given = {"mean": list(options.mean), "std": list(options.std)}
+    return replace(loaded, preprocessing={**loaded.preprocessing, **given})
+
+
+def _assemble(
+    spec: TaskSpec, loaded: LabelledData | None, options: TaskOptions, accepted: frozenset[str]
+) -> ClassificationTask:
+    preprocess = preprocess_function(spec.preprocessing, spec.input_shape)
+    build_model = models.model_factory(
+        spec.architecture, spec.input_shape, len(spec.classes), accepted=accepted
+    )
+    shard = WHOLE if options.shard is None else partition.parse_shard(options.shard)
+    held = None
+    train = evaluation = Examples.none(spec.input_shape)
+    if loaded is not None:
+        own, dev, held = _divide(loaded, shard, options)
+        train, evaluation = loaded.examples.subset(own), loaded.examples.subset(dev)
+    return ClassificationTask(
+        spec=spec,
+        build_model=build_model,
+        train=train,
+        evaluation=evaluation,
+        loss=functional.cross_entropy,
+        preprocess=preprocess,
+        labels_held=tuple(int(label) for label in np.unique(train.labels)),
+        data_name=loaded.name if loaded is not None else "",
+        shard=shard,
+        held=held,
+    )
+
+
+def _divide(
+    loaded: LabelledData, shard: Shard, options: TaskOptions
+) -> tuple[Indices, Indices, npt.NDArray[np.int64]]:
+    """Indices of this peer's training examples and of the dev split, and all shards' label counts."""
+    if not 0 < options.fraction <= 1:
+        raise UsageError(f"--fraction {options.fraction} must be above 0 and at most 1")
+    how = partition.parse_partition(options.partition, options.labels_per_peer)
+    labels, classes = loaded.examples.labels, len(loaded.classes)
+    train, dev = partition.split(labels, options.dev_fraction, options.seed)
+    parts = partition.shards(labels[train], classes, how, shard.count, options.seed)
+    held = np.stack([np.bincount(labels[train[part]], minlength=classes) for part in parts])
+    own = train[parts[shard.number - 1]]
+    if options.fraction < 1:
+        count = max(1, round(options.fraction * len(own)))
+        own = own[partition.stratified(labels[own], count, options.seed + shard.number)]
+    if not len(own):
+        wanted = partition.labels_of(shard, classes, how.labels_per_peer)
+        names = shown([loaded.classes[label] for label in wanted])
+        raise DataError(f"shard {shard} of {loaded.name} has no examples (its labels: {names})")
+    return own, dev, held.astype(np.int64)
+
+
+def _is_function(text: str) -> bool:
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None and not Path(text).exists()
+
+
+def _user_task(text: str, options: TaskOptions) -> Task:
+    """Calls the user's function, imported from the current folder; it may take the options."""
+    module_name, _, function_name = text.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        task = function(options) if inspect.signature(function).parameters else function()
+    except TrainError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"--data {text} failed: {type(error).__name__}: {reason}") from None
+    if not isinstance(task, Task):
+        raise DataError(f"--data {text} returned a {type(task).__name__}, not a p2pfl_train.task.Task")
+    return task
+
+
+def describe(task: Task) -> RenderableType:
+    """What is trained and on what, for the start of a run: a few lines and the table of the partition."""
+    spec = task.spec
+    shape = " x ".join(map(str, spec.input_shape))
+    architecture = spec.architecture
+    arguments = canonical_json(dict(architecture.arguments))  # ASCII: it may come from the network
+    lines = [
+        f"task {spec.digest[:16]}: {architecture.name} {arguments}, input {shape}, "
+        f"classes {shown(spec.classes) or 'none'}"
+    ]
+    train, evaluation = _size(task.train), _size(task.evaluation)
+    if train == 0:
+        lines.append("no data: receives only")
+        return Text("\n".join(lines))
+    name = f"{task.data_name}: " if isinstance(task, ClassificationTask) else ""
+    labels = shown([spec.classes[label] for label in task.labels_held if label < len(spec.classes)])
+    lines.append(f"{name}{train} training examples of {labels or 'all'}, {evaluation} to evaluate on")
+    text = Text("\n".join(lines))
+    if isinstance(task, ClassificationTask) and task.held is not None:
+        return Group(text, partition.table(task.held, spec.classes, task.shard))
+    return text
+
+
+def _size(dataset: Any) -> int:
+    return len(dataset) if hasattr(dataset, "__len__") else -1
