@@ -202,14 +202,23 @@ class Exchange:
         self._outstanding = None
         return outcome
 
-    def wait(self) -> Outcome | None:
-        """Waits for the end of the outstanding round, which its deadline bounds; None without one."""
-        while self._outstanding is not None:
+    def wait(self, give_up: Callable[[], bool] = lambda: False) -> Outcome | None:
+        """Waits for the end of the outstanding round, which its deadline bounds.
+
+        None without one, or when `give_up` said so first; then it stays outstanding.
+        """
+        while self._outstanding is not None and not give_up():
             outcome = self.take()
             if outcome is not None:
                 return outcome
             self._watch.wait_changed(0.1)
         return None
+
+    def pause(self, seconds: float, stop: Callable[[], bool]) -> None:
+        """Lets `seconds` pass, or less when `stop` says so; changes in the directory do not end it."""
+        until_s = self._clock() + seconds
+        while not stop() and (left_s := until_s - self._clock()) > 0:
+            self._watch.wait_changed(min(left_s, 0.2))
 
     def _look_for_answer(self, current: _Outstanding) -> None:
         try:

@@ -1,0 +1,255 @@
+"""The command `p2pfl-train`. Everything heavy is imported inside the commands, so `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from p2pfl_state.errors import StateError
+from p2pfl_state.layout import StateDir
+from rich.console import Console
+
+from p2pfl_train import options as opt
+from p2pfl_train.config import (
+    EvaluationOptions,
+    ExchangeOptions,
+    OptimiserOptions,
+    RunOptions,
+    StopOptions,
+    TrainingOptions,
+    parse_every,
+)
+from p2pfl_train.errors import TrainError, UsageError
+from p2pfl_train.signals import StopSignals
+
+if TYPE_CHECKING:
+    from p2pfl_train.tasks import TaskOptions
+
+EXIT_STATE = 3
+EXIT_INTERRUPTED = 130
+
+EPILOG = (
+    "Exit codes: 0 done, also after SIGTERM or Ctrl-C; 2 wrong usage; 3 the state directory cannot be "
+    "used; 4 no daemon, or no task from the network; 6 the data; 7 the model; 8 the weights; 130 stopped "
+    "at once by a second Ctrl-C."
+)
+
+app = typer.Typer(
+    help="The trainer of a peer: learns from private data, publishes weights, averages with its peers.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command(epilog=EPILOG)
+def run(
+    state: opt.State,
+    data: opt.Data = None,
+    data_dir: opt.DataDir = Path("data"),
+    download: opt.Download = True,
+    shard: opt.Shard = None,
+    partition: opt.PartitionKind = "paper",
+    labels_per_peer: opt.LabelsPerPeer = None,
+    fraction: opt.Fraction = 1.0,
+    classes: opt.Classes = None,
+    image_size: opt.ImageSize = None,
+    seed: opt.Seed = 0,
+    model: opt.Model = None,
+    model_arg: opt.ModelArguments = None,
+    join: opt.Join = False,
+    accept_arch: opt.AcceptArchitecture = None,
+    local_steps: opt.LocalSteps = None,
+    local_epochs: opt.LocalEpochs = None,
+    batch_size: opt.BatchSize = 32,
+    lr: opt.LearningRate = 0.05,
+    momentum: opt.Momentum = 0.9,
+    optimizer: opt.Optimiser = "sgd",
+    threads: opt.Threads = 1,
+    nice: opt.Nice = 0,
+    fan_out: opt.FanOut = 5,
+    deadline: opt.Deadline = 10.0,
+    aggregate_every: opt.AggregateEvery = "1",
+    blocking: opt.Blocking = False,
+    receive_timeout: opt.ReceiveTimeout = 60.0,
+    cycles: opt.Cycles = None,
+    minutes: opt.Minutes = None,
+    target_accuracy: opt.TargetAccuracy = None,
+    evaluate_every: opt.EvaluateEvery = None,
+    evaluate_examples: opt.EvaluateExamples = 500,
+    final_evaluation: opt.FinalEvaluation = True,
+) -> None:
+    """Train, publish and average until stopped. SIGTERM or Ctrl-C averages once more and publishes."""
+    if local_steps is not None and local_epochs is not None:
+        raise UsageError("--local-steps and --local-epochs do not go together: give one")
+    steps = TrainingOptions.local_steps if local_steps is None else local_steps
+    if optimizer not in ("sgd", "adam"):
+        raise UsageError(f"--optimizer {optimizer[:40]!r} must be sgd or adam")
+    optimiser = OptimiserOptions("adam" if optimizer == "adam" else "sgd", lr, momentum)
+    run_options = RunOptions(
+        state=state,
+        training=TrainingOptions(steps, local_epochs, batch_size, optimiser, f"{seed}/{shard or ''}"),
+        exchange=ExchangeOptions(fan_out, deadline, parse_every(aggregate_every), blocking, receive_timeout),
+        stop=StopOptions(cycles, minutes, target_accuracy),
+        evaluation=EvaluationOptions(evaluate_every, evaluate_examples, final_evaluation),
+        threads=threads,
+    )
+    run_options.check()
+    wanted = {
+        "data": data,
+        "data_dir": data_dir,
+        "download": download,
+        "shard": shard,
+        "partition": partition,
+        "labels_per_peer": labels_per_peer,
+        "fraction": fraction,
+        "seed": seed,
+        "model": model,
+    }
+    task_options = _task_options(wanted, model_arg or [], classes, image_size)
+    _run(run_options, task_options, join=join, accepted=_accepted(accept_arch), nice=nice)
+
+
+def _task_options(
+    wanted: dict[str, Any], arguments: list[str], classes: str | None, image_size: str | None
+) -> TaskOptions:
+    from p2pfl_train.data import parse_classes, parse_image_size
+    from p2pfl_train.models import parse_model_arguments
+    from p2pfl_train.tasks import TaskOptions
+
+    return TaskOptions(
+        **wanted,
+        model_arguments=parse_model_arguments(arguments),
+        classes=None if classes is None else parse_classes(classes),
+        image_size=None if image_size is None else parse_image_size(image_size),
+    )
+
+
+def _accepted(digests: list[str] | None) -> frozenset[str]:
+    for digest in digests or []:
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise UsageError(f"--accept-arch {digest[:70]!r} must be a SHA-256 in lower-case hex")
+    return frozenset(digests or [])
+
+
+def _run(
+    options: RunOptions, task_options: TaskOptions, *, join: bool, accepted: frozenset[str], nice: int
+) -> None:
+    if nice:
+        try:
+            os.nice(nice)
+        except OSError as error:
+            raise UsageError(f"--nice {nice}: {error.strerror}; only root may lower it") from None
+    try:
+        with StopSignals() as stop:
+            from p2pfl_train import loop  # takes seconds, in which a signal must not be lost
+            from p2pfl_train.startup import TaskSource
+
+            loop.run(options, TaskSource(task_options, join, accepted), Console(), stop)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, allow_nan=False, ensure_ascii=False))
+
+
+@app.command(epilog=EPILOG)
+def evaluate(
+    state: opt.State,
+    data: opt.EvaluationData = None,
+    data_dir: opt.DataDir | None = None,
+    model: opt.Model = None,
+    accept_arch: opt.AcceptArchitecture = None,
+    threads: opt.Threads = 1,
+    as_json: opt.Json = False,
+) -> None:
+    """Measure the published model: confusion matrix and accuracy of each class.
+
+    On the dev split of the data that the run used, unless --data names other data.
+    """
+    import torch
+
+    from p2pfl_train import predict as offline
+    from p2pfl_train.tasks import TaskOptions
+
+    torch.set_num_threads(max(1, threads))
+    directory = StateDir(state)
+    recorded = offline.recorded_data(directory)
+    options = TaskOptions(
+        data=data if data is not None else recorded.get("data"),
+        data_dir=data_dir or Path(str(recorded.get("data_dir", "data"))),
+        seed=int(recorded.get("seed", 0)),
+        dev_fraction=float(recorded.get("dev_fraction", TaskOptions.dev_fraction)),
+        model=model,
+    )
+    published = offline.load(directory, options, _accepted(accept_arch))
+    measured = offline.measure(published)
+    if as_json:
+        _print_json(offline.evaluation_json(published, measured))
+    else:
+        Console().print(offline.evaluation_table(published, measured))
+
+
+@app.command(epilog=EPILOG)
+def predict(
+    state: opt.State,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    model: opt.Model = None,
+    accept_arch: opt.AcceptArchitecture = None,
+    threads: opt.Threads = 1,
+    as_json: opt.Json = False,
+) -> None:
+    """Say the class of image files, with its probability."""
+    import torch
+
+    from p2pfl_train import predict as offline
+    from p2pfl_train.tasks import TaskOptions
+
+    torch.set_num_threads(max(1, threads))
+    published = offline.load(StateDir(state), TaskOptions(data=None, model=model), _accepted(accept_arch))
+    for result in offline.classify(published, images):
+        if as_json:
+            _print_json(result)
+            continue
+        best = sorted(result["probabilities"].items(), key=lambda item: -item[1])[:3]
+        shares = ", ".join(f"{name} {share:.3f}" for name, share in best)
+        typer.echo(f"{result['image']}: {result['class']} ({shares})")
+
+
+@app.command(epilog=EPILOG)
+def plot(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="State directories.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("plots"),
+) -> None:
+    """Draw accuracy, cycles, known peers and collection times of peers, as PNG and SVG."""
+    from p2pfl_train.plot import draw
+
+    for path in draw(directories, out):
+        typer.echo(str(path))
+
+
+def main() -> None:
+    """The console script: errors become one line and the exit code that `errors.py` documents."""
+    try:
+        app()
+    except TrainError as error:
+        _fail(error, error.exit_code)
+    except StateError as error:
+        _fail(error, EXIT_STATE)
+
+
+def _fail(error: Exception, code: int) -> None:
+    line = " ".join(str(error).split())
+    typer.echo(f"p2pfl-train: {line}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

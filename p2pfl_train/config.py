@@ -1,0 +1,140 @@
+"""The options of a run, frozen: made once from the command line and passed in. Nothing here is global.
+
+Each default was chosen for ten peers on two cores; what a value costs is said beside it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from p2pfl_state.markers import MAX_FAN_OUT
+
+from p2pfl_train.errors import UsageError
+
+OptimiserName = Literal["sgd", "adam"]
+
+
+@dataclass(frozen=True)
+class OptimiserOptions:
+    """How a step is taken."""
+
+    name: OptimiserName = "sgd"
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    """For `sgd`; kept through an average."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """One cycle of local training."""
+
+    local_steps: int = 10
+    """Steps a cycle. Few keep a peer from forgetting the classes that it does not hold."""
+    local_epochs: float | None = None
+    """Instead of `local_steps`: passes over the private data a cycle."""
+    batch_size: int = 32
+    optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
+    sampling_seed: str = "0"
+    """What the order of the batches depends on; different for every shard."""
+
+
+@dataclass(frozen=True)
+class Every:
+    """A period in cycles or in seconds; exactly one is set."""
+
+    cycles: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class ExchangeOptions:
+    """When models are asked for, and how."""
+
+    fan_out: int = 5
+    deadline_s: float = 10.0
+    every: Every = Every(cycles=1)
+    blocking: bool = False
+    """Wait for every answer, as the paper does, instead of training on."""
+    receive_timeout_s: float = 60.0
+    """How long a newcomer waits for a task from the network."""
+
+
+@dataclass(frozen=True)
+class StopOptions:
+    """What ends a run by itself; nothing does when all are None."""
+
+    cycles: int | None = None
+    """Cycles of this life."""
+    minutes: float | None = None
+    target_accuracy: float | None = None
+    """Stop once a measured accuracy is at least this, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """When accuracy is measured."""
+
+    every_cycles: int | None = None
+    """None: as often as a tenth of the time allows."""
+    examples: int = 500
+    """A fixed, stratified part of the evaluation data."""
+    final: bool = True
+    """Measure on all evaluation data at the end."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """A whole run of the trainer."""
+
+    state: Path
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    exchange: ExchangeOptions = field(default_factory=ExchangeOptions)
+    stop: StopOptions = field(default_factory=StopOptions)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    threads: int = 1
+
+    def check(self) -> None:
+        """Raises `UsageError` for a number that makes no sense."""
+        training, exchange, stop = self.training, self.exchange, self.stop
+        _at_least("--local-steps", training.local_steps, 1)
+        _above("--local-epochs", training.local_epochs)
+        _at_least("--batch-size", training.batch_size, 1)
+        _above("--lr", training.optimiser.learning_rate)
+        if not 0 <= training.optimiser.momentum < 1:
+            raise UsageError(f"--momentum {training.optimiser.momentum} must be from 0 to below 1")
+        if not 1 <= exchange.fan_out <= MAX_FAN_OUT:
+            raise UsageError(f"--fan-out {exchange.fan_out} must be from 1 to {MAX_FAN_OUT}")
+        if not 0.01 <= exchange.deadline_s <= 86400:
+            raise UsageError(f"--deadline {exchange.deadline_s} must be from 0.01 to 86400 seconds")
+        _above("--receive-timeout", exchange.receive_timeout_s)
+        _at_least("--cycles", stop.cycles, 1)
+        _above("--minutes", stop.minutes)
+        if stop.target_accuracy is not None and not 0 < stop.target_accuracy <= 1:
+            raise UsageError(f"--target-accuracy {stop.target_accuracy} must be above 0, at most 1")
+        _at_least("--evaluate-every", self.evaluation.every_cycles, 1)
+        _at_least("--evaluate-examples", self.evaluation.examples, 1)
+        _at_least("--threads", self.threads, 1)
+
+
+def _at_least(option: str, value: int | None, low: int) -> None:
+    if value is not None and not low <= value <= 2**31:
+        raise UsageError(f"{option} {value} must be {low} or more")
+
+
+def _above(option: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and 0 < value <= 1e9):
+        raise UsageError(f"{option} {value} must be above 0")
+
+
+def parse_every(text: str) -> Every:
+    """`3` is three cycles, `2s` or `0.5s` seconds. Raises `UsageError`."""
+    match = re.fullmatch(r"(\d{1,9})|(\d{1,6}(?:\.\d{1,6})?)s", text.strip())
+    if match and match[1] and int(match[1]) > 0:
+        return Every(cycles=int(match[1]))
+    if match and match[2] and float(match[2]) > 0:
+        return Every(seconds=float(match[2]))
+    raise UsageError(f"--aggregate-every {text[:40]!r} must be like 1 (cycles) or 2s (seconds)")

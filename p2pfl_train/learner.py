@@ -1,0 +1,151 @@
+"""One peer's model while it learns: local steps, publication, averaging, and what a NaN undoes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from p2pfl_state.layout import StateDir
+from p2pfl_state.manifest import MAX_PARENTS, Manifest, Parent
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from p2pfl_train import checkpoint
+from p2pfl_train.aggregate import Contribution, average
+from p2pfl_train.batches import Batches, size_of
+from p2pfl_train.checkpoint import Counters
+from p2pfl_train.config import OptimiserOptions, TrainingOptions
+from p2pfl_train.errors import ModelError
+from p2pfl_train.task import Task
+from p2pfl_train.tensors import stored_tensors
+from p2pfl_train.weights import load_published, save_model
+
+
+def make_optimiser(model: nn.Module, options: OptimiserOptions) -> Optimizer:
+    """SGD with momentum, or Adam, over all parameters that learn."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ModelError("the model has no parameter that learns: give it one that requires a gradient")
+    if options.name == "adam":
+        return torch.optim.Adam(parameters, lr=options.learning_rate)
+    return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=options.momentum)
+
+
+@dataclass
+class Learner:
+    """Model, optimiser and counters of one life. Everything here is the main thread's."""
+
+    state: StateDir
+    task: Task
+    model: nn.Module
+    optimiser: Optimizer | None
+    """None for a peer without training data."""
+    batches: Batches | None
+    counters: Counters
+    tensors: Mapping[str, Tensor] = field(init=False)
+    """The weights as they are stored; writing to them changes the model."""
+    parents: list[Parent] = field(default_factory=list)
+    """What was averaged in since the last publication."""
+    published: Manifest | None = None
+
+    def __post_init__(self) -> None:
+        self.tensors = stored_tensors(self.model)
+
+    @property
+    def samples(self) -> int:
+        """Private training examples: the weight of this peer in an average."""
+        return size_of(self.task.train)
+
+    def steps_of(self, options: TrainingOptions) -> int:
+        """Steps of one cycle."""
+        if self.batches is None:
+            return 0
+        if options.local_epochs is None:
+            return options.local_steps
+        return max(1, round(options.local_epochs * self.batches.per_epoch))
+
+    def train(self, steps: int, between_steps: Callable[[], bool]) -> float:
+        """Takes up to `steps` optimiser steps and returns their mean loss; NaN when one diverged.
+
+        `between_steps` is called after each; it ends the cycle early by returning True.
+        """
+        assert self.batches is not None
+        assert self.optimiser is not None
+        self.model.train()
+        total, done = 0.0, 0
+        while done < steps:
+            total += self._step(self.optimiser, self.batches)
+            done += 1
+            if between_steps() or not math.isfinite(total):
+                break
+        self.counters = replace(self.counters, batches=self.batches.drawn)
+        return total / done if math.isfinite(total) else math.nan
+
+    def _step(self, optimiser: Optimizer, batches: Batches) -> float:
+        inputs, targets = batches.next()
+        try:
+            loss = self.task.loss(self.model(self.task.preprocess(inputs)), targets)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"the model cannot train on a batch of shape {tuple(inputs.shape)}: {reason}"
+            ) from error
+        value = loss.item()
+        if math.isfinite(value):
+            optimiser.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            optimiser.step()
+        return value
+
+    def publish(self, metrics: Mapping[str, float]) -> None:
+        """Writes the model, then the optimiser state and the counters.
+
+        Raises `WeightsRefused` when the weights are not finite (nothing is written),
+        `DirectoryUnusable`.
+        """
+        manifest = Manifest(
+            version=self.counters.version + 1,
+            samples=self.samples,
+            task=self.counters.task,
+            weights="0" * 64,  # filled in by save_model
+            parents=tuple(self.parents[-MAX_PARENTS:]),
+            metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        )
+        self.published = save_model(self.state.model, self.model, manifest)
+        self.counters = replace(self.counters, version=manifest.version)
+        self.parents.clear()
+        self.save_counters()
+
+    def save_counters(self) -> None:
+        """Writes the optimiser state and the counters. Raises `DirectoryUnusable`."""
+        if self.optimiser is not None:
+            checkpoint.save(self.state.trainer_state, self.optimiser, self.counters)
+
+    def average(self, contributions: Sequence[Contribution], *, own_counts: bool = True) -> None:
+        """Averages verified models into the current weights; the optimiser keeps its momentum."""
+        average(self.tensors, self.samples if own_counts else 0, contributions)
+        for contribution in contributions:
+            manifest = contribution.file.manifest()
+            self.parents.append(Parent(contribution.file.path.stem, manifest.version, manifest.weights))
+
+    def recover(self) -> None:
+        """Goes back to the published weights after the current ones became useless, without momentum."""
+        if self.published is not None:
+            load_published(self.state.model, self.model)
+        else:
+            fresh = stored_tensors(fresh_model(self.task))
+            with torch.no_grad():
+                for name, tensor in self.tensors.items():
+                    tensor.copy_(fresh[name])
+        if self.optimiser is not None:
+            self.optimiser.state.clear()
+
+
+def fresh_model(task: Task) -> nn.Module:
+    """The model with the weights that every peer of the task starts with when it starts alone."""
+    from p2pfl_train.tasks import initial_seed
+
+    torch.manual_seed(initial_seed(task.spec.digest))
+    return task.build_model()

@@ -1,0 +1,253 @@
+"""The training loop of a peer, from top to bottom.
+
+A cycle trains, publishes, averages with what has come since the last request, and asks again. The
+request is in flight while the next cycle trains: nothing here waits for the network, unless it is
+asked to (`--blocking`), and once at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from p2pfl_state import home
+from p2pfl_state.layout import StateDir
+from p2pfl_state.lock import ProcessLock
+from rich.console import Console
+
+from p2pfl_train import checkpoint
+from p2pfl_train.aggregate import check_models
+from p2pfl_train.batches import fixed_part, size_of
+from p2pfl_train.config import RunOptions
+from p2pfl_train.errors import WeightsRefused
+from p2pfl_train.evaluate import Evaluation, Schedule, evaluate
+from p2pfl_train.exchange import LATE_S, Exchange, Outcome, Wish, next_round
+from p2pfl_train.learner import Learner
+from p2pfl_train.report import CycleRecord, Report
+from p2pfl_train.startup import TaskSource, data_record, make_learner, receive_task
+from p2pfl_train.tasks import build_task, describe
+from p2pfl_train.tensors import layout_of
+from p2pfl_train.weights import TensorFile, copy_into
+
+FINAL_DEADLINE_S = 5.0
+"""The last request may take this long at most: whoever stops us does not want to wait."""
+RECEIVE_PAUSE_S = 1.0
+"""Between two requests of a peer that has nothing to train on, unless a period is given."""
+MAX_DIVERGED = 3
+"""So many cycles in a row may end in NaN before we give up."""
+
+
+def run(options: RunOptions, source: TaskSource, console: Console, stop: Callable[[], bool]) -> None:
+    """Trains until an option or `stop` ends it. Raises `TrainError`, `StateError`."""
+    options.check()
+    torch.set_num_threads(options.threads)
+    state = StateDir(options.state)
+    home.prepare(state)
+    home.check(state)
+    lock = ProcessLock(state.trainer_lock)
+    lock.acquire()
+    try:
+        task = None if source.from_network else build_task(source.options)
+        saved = checkpoint.load(state.trainer_state)
+        first_round = next_round(state, saved.counters.round if saved else 0)
+        name = state.root.name
+        with Exchange(state, first_round) as exchange, Report(state.metrics, console, name) as report:
+            exchange.wait_for_boot(stop)
+            record = CycleRecord()
+            if task is None:
+                timeout_s = options.exchange.receive_timeout_s
+                task = receive_task(state, source, exchange, record, timeout_s=timeout_s, stop=stop)
+            if task is None or stop():
+                return
+            console.print(describe(task))
+            learner = make_learner(state, task, saved, exchange, record, options.training)
+            learner.counters = replace(learner.counters, data=data_record(source.options))
+            Loop(options, learner, exchange, report, stop).run(record)
+    finally:
+        lock.release()
+
+
+class Loop:
+    """The cycles of one life."""
+
+    def __init__(
+        self,
+        options: RunOptions,
+        learner: Learner,
+        exchange: Exchange,
+        report: Report,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._options = options
+        self._learner = learner
+        self._exchange = exchange
+        self._report = report
+        self._stop = stop
+        self._started_at_s = time.monotonic()
+        self._schedule = Schedule(options.evaluation.every_cycles, self._started_at_s)
+        self._part = fixed_part(learner.task.evaluation, options.evaluation.examples)
+        self._check = partial(
+            check_models, learner.state, layout=layout_of(learner.tensors), task=learner.counters.task
+        )
+        self._cycles_done = 0
+        self._diverged = 0
+        self._asked_at_s = float("-inf")
+        self._reached_target = False
+
+    def run(self, record: CycleRecord) -> None:
+        """Cycles until the end, then one last average. `record` has what happened at the start."""
+        while not self._ended():
+            self._cycle(record)
+            self._cycles_done += 1
+            record = CycleRecord(peers=record.peers)
+        if self._cycles_done:
+            self._finish(record)
+
+    def _cycle(self, record: CycleRecord) -> None:
+        learner = self._learner
+        learner.counters = replace(learner.counters, cycle=learner.counters.cycle + 1)
+        trained = self._train(record)
+        evaluating = size_of(self._part) > 0 and self._schedule.due(learner.counters.cycle, time.monotonic())
+        if evaluating and trained:
+            record.note_trained(self._evaluate(record))
+        if trained:
+            self._publish(record)
+        self._take_answer(record, self._exchange.take)
+        if self._due():
+            self._ask(record, self._options.exchange.deadline_s)
+            if self._options.exchange.blocking or not self._trains:
+                self._take_answer(record, partial(self._exchange.wait, self._stop))
+        if evaluating and record.models:
+            record.note_averaged(self._evaluate(record))
+        if record.models and not self._trains:
+            self._publish(record)
+        self._write(record)
+        if not self._trains and not self._ended():
+            self._exchange.pause(self._options.exchange.every.seconds or RECEIVE_PAUSE_S, self._stop)
+
+    @property
+    def _trains(self) -> bool:
+        return self._learner.batches is not None
+
+    def _train(self, record: CycleRecord) -> bool:
+        """Local steps; whether there is something new and sound to publish."""
+        if not self._trains:
+            return False
+        steps = self._learner.steps_of(self._options.training)
+        with record.timed("training"):
+            loss = self._learner.train(steps, self._between_steps)
+        if math.isfinite(loss):
+            record.loss = loss
+            return True
+        self._recover("the loss is not a number")
+        return False
+
+    def _between_steps(self) -> bool:
+        self._exchange.poll()
+        return self._stop() or self._out_of_time()
+
+    def _recover(self, reason: str) -> None:
+        self._diverged += 1
+        if self._diverged >= MAX_DIVERGED:
+            rate = self._options.training.optimiser.learning_rate
+            raise WeightsRefused(
+                f"{reason} in {MAX_DIVERGED} cycles in a row: lower --lr (it is {rate:g}) or look into the "
+                "data; the last good model stays published"
+            )
+        self._report.say(f"{reason}: going back to the last good model, without momentum")
+        self._learner.recover()
+
+    def _publish(self, record: CycleRecord) -> None:
+        metrics = {
+            "loss": record.loss,
+            "accuracy_trained": record.accuracy_trained,
+            "accuracy_averaged": record.accuracy_averaged,
+        }
+        learner = self._learner
+        learner.counters = replace(learner.counters, round=self._exchange.last_round)
+        with record.timed("publishing"):
+            try:
+                learner.publish({name: value for name, value in metrics.items() if value is not None})
+                self._diverged = 0
+            except WeightsRefused as error:
+                self._recover(str(error))
+
+    def _due(self) -> bool:
+        """Whether to ask now. At the end of a run the last request takes the place of this one."""
+        if not self._exchange.ready or (self._trains and self._ended()):
+            return False
+        every = self._options.exchange.every
+        if every.cycles is not None:
+            return self._learner.counters.cycle % every.cycles == 0
+        return time.monotonic() - self._asked_at_s >= (every.seconds or 0.0)
+
+    def _ask(self, record: CycleRecord, deadline_s: float) -> None:
+        wish = Wish(self._options.exchange.fan_out, deadline_s, self._learner.counters.task)
+        self._asked_at_s = time.monotonic()
+        record.note_asked(self._exchange.ask(wish, self._check))
+
+    def _take_answer(self, record: CycleRecord, get: Callable[[], Outcome | None]) -> None:
+        """Averages what came, if a round has ended."""
+        with record.timed("waiting"):
+            outcome = get()
+        if outcome is None:
+            return
+        record.note_outcome(outcome)
+        for refusal in outcome.checked.refusals:
+            self._report.say(f"refused a model of peer {refusal.peer_id[:16]}: {refusal.reason}")
+        with record.timed("averaging"):
+            self._learner.average(outcome.checked.contributions)
+        record.models += len(outcome.checked.contributions)
+
+    def _evaluate(self, record: CycleRecord) -> Evaluation:
+        """Measures the current weights on the fixed part of the evaluation data."""
+        before_s = record.seconds.get("evaluating", 0.0)
+        with record.timed("evaluating"):
+            measured = evaluate(self._learner.model, self._learner.task, self._part)
+        self._schedule.spent(record.seconds["evaluating"] - before_s)
+        return measured
+
+    def _write(self, record: CycleRecord, *, final: bool = False) -> None:
+        record.cycle, record.version = self._learner.counters.cycle, self._learner.counters.version
+        self._report.write(record, final=final)
+        accuracy = record.accuracy_averaged if record.models else record.accuracy_trained
+        target = self._options.stop.target_accuracy
+        if target is not None and accuracy is not None and accuracy >= target:
+            self._reached_target = True
+
+    def _out_of_time(self) -> bool:
+        minutes = self._options.stop.minutes
+        return minutes is not None and time.monotonic() - self._started_at_s >= 60 * minutes
+
+    def _ended(self) -> bool:
+        cycles = self._options.stop.cycles
+        done = cycles is not None and self._cycles_done >= cycles
+        return self._stop() or done or self._out_of_time() or self._reached_target
+
+    def _finish(self, record: CycleRecord) -> None:
+        """One last average, published before it is measured; then both models on all evaluation data."""
+        learner = self._learner
+        # The map keeps the trained weights readable after the averaged ones take their name.
+        trained = TensorFile.open(learner.state.model) if learner.published and self._trains else None
+        if self._trains:
+            self._exchange.poll()
+            if self._exchange.ready:
+                self._ask(record, min(FINAL_DEADLINE_S, self._options.exchange.deadline_s))
+            give_up_at_s = time.monotonic() + FINAL_DEADLINE_S + LATE_S
+            self._take_answer(record, partial(self._exchange.wait, lambda: time.monotonic() >= give_up_at_s))
+            if record.models:
+                self._publish(record)
+        everything = learner.task.evaluation
+        if self._options.evaluation.final and size_of(everything) > 0:
+            with record.timed("evaluating"):
+                if record.models:
+                    record.note_averaged(evaluate(learner.model, learner.task, everything))
+                if trained is not None:
+                    copy_into(trained, learner.tensors)
+                    measured = evaluate(learner.model, learner.task, everything)
+                    record.accuracy_trained = measured.accuracy
+        self._write(record, final=True)

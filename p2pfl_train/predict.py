@@ -1,0 +1,131 @@
+"""Uses a published model offline: what `evaluate` and `predict` on the command line do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from p2pfl_state import home, taskfile
+from p2pfl_state.layout import StateDir
+from p2pfl_state.manifest import Manifest
+from rich.table import Table
+from torch import nn
+
+from p2pfl_train import checkpoint
+from p2pfl_train.batches import size_of
+from p2pfl_train.errors import DataError, WeightsRefused
+from p2pfl_train.evaluate import Evaluation, evaluate
+from p2pfl_train.images import read_image
+from p2pfl_train.learner import fresh_model
+from p2pfl_train.task import Task
+from p2pfl_train.tasks import TaskOptions, join_task
+from p2pfl_train.weights import TensorFile, load_published
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model, ready to be used."""
+
+    task: Task
+    model: nn.Module
+    manifest: Manifest
+
+
+def recorded_data(state: StateDir) -> Mapping[str, Any]:
+    """The data options of the run that made the directory, as `startup.data_record` wrote them."""
+    saved = checkpoint.load(state.trainer_state)
+    return saved.counters.data if saved else {}
+
+
+def load(state: StateDir, options: TaskOptions, accepted: frozenset[str]) -> Published:
+    """The published model of a state directory with the data that `options` name, if any.
+
+    Raises `WeightsRefused` where nothing usable is published, and all that `join_task` raises.
+    """
+    home.check(state)
+    file = taskfile.read_task(state.task)
+    if file is None or not state.model.exists():
+        raise WeightsRefused(
+            f"nothing is published in {state.root}: give the --state DIR of a trainer that has run a cycle"
+        )
+    if TensorFile.open(state.model).manifest().task != file.digest:
+        raise WeightsRefused(f"the model in {state.root} is not of the task beside it: train it again")
+    task = join_task(options, file, accepted)
+    model = fresh_model(task)
+    manifest = load_published(state.model, model)
+    model.eval()
+    return Published(task, model, manifest)
+
+
+def measure(published: Published) -> Evaluation:
+    """The model on all of the task's evaluation data. Raises `DataError` when there is none."""
+    if size_of(published.task.evaluation) == 0:
+        raise DataError("there is nothing to evaluate on: name labelled data with --data")
+    return evaluate(published.model, published.task, published.task.evaluation)
+
+
+def evaluation_json(published: Published, measured: Evaluation) -> dict[str, Any]:
+    """The measurement as JSON values; `confusion` has a row for each true class."""
+    return {
+        "version": published.manifest.version,
+        "task": published.manifest.task,
+        "examples": measured.examples,
+        "loss": measured.loss,
+        "accuracy": measured.accuracy,
+        "classes": list(published.task.spec.classes),
+        "class_accuracies": measured.class_accuracies(),
+        "confusion": None if measured.confusion is None else measured.confusion.tolist(),
+        "metrics": dict(measured.metrics),
+    }
+
+
+def evaluation_table(published: Published, measured: Evaluation) -> Table:
+    """The confusion matrix with the accuracy of each class; for many classes without the matrix."""
+    classes = published.task.spec.classes
+    accuracy = "–" if measured.accuracy is None else f"{measured.accuracy:.4f}"
+    loss = "–" if measured.loss is None else f"{measured.loss:.4f}"
+    table = Table(
+        title=f"version {published.manifest.version}: accuracy {accuracy}, loss {loss} "
+        f"on {measured.examples} examples",
+        caption="row: true class, column: predicted class",
+        title_justify="left",
+        caption_justify="left",
+    )
+    columns = classes if len(classes) <= 20 else ()
+    table.add_column("class")
+    for name in columns:
+        table.add_column(name, justify="right")
+    table.add_column("accuracy", justify="right")
+    rows = [] if measured.confusion is None else measured.confusion.tolist()
+    for name, counts, share in zip(classes, rows, measured.class_accuracies(), strict=False):
+        cells = [str(count) if count else "·" for count in counts] if columns else []
+        table.add_row(name, *cells, "–" if share is None else f"{share:.4f}")
+    return table
+
+
+@torch.no_grad()
+def classify(published: Published, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """For each image file its class and the probabilities of all classes, as JSON values.
+
+    An image at a time: the memory does not depend on how many there are. Raises `DataError`.
+    """
+    spec = published.task.spec
+    if len(spec.input_shape) != 3 or spec.input_shape[0] not in (1, 3) or not spec.classes:
+        raise DataError(f"this model takes inputs of shape {spec.input_shape}, which are not images")
+    results = []
+    for path in paths:
+        inputs = published.task.preprocess(read_image(path, spec.input_shape)[None])
+        probabilities = published.model(inputs).softmax(dim=1)[0].tolist()
+        best = max(range(len(spec.classes)), key=probabilities.__getitem__)
+        results.append(
+            {
+                "image": str(path),
+                "class": spec.classes[best],
+                "probability": probabilities[best],
+                "probabilities": dict(zip(spec.classes, probabilities, strict=True)),
+            }
+        )
+    return results

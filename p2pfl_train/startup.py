@@ -1,0 +1,177 @@
+"""From an empty or used state directory to a peer that can learn: its task, its weights, its counters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from p2pfl_state import taskfile
+from p2pfl_state.layout import StateDir
+from p2pfl_state.manifest import Manifest
+from p2pfl_state.taskfile import TaskFile
+
+from p2pfl_train.aggregate import check_models
+from p2pfl_train.batches import Batches, size_of
+from p2pfl_train.checkpoint import Counters, Saved
+from p2pfl_train.config import TrainingOptions
+from p2pfl_train.errors import NetworkDown, WeightsRefused
+from p2pfl_train.exchange import Exchange, Wish
+from p2pfl_train.learner import Learner, fresh_model, make_optimiser
+from p2pfl_train.report import CycleRecord
+from p2pfl_train.task import Task
+from p2pfl_train.tasks import TaskOptions, join_task, spec_to_taskfile
+from p2pfl_train.tensors import layout_of
+from p2pfl_train.weights import TensorFile, copy_into, load_published
+
+INITIAL_DEADLINE_S = 3.0
+"""How long the network may take to offer initial weights; a guess: peers of a task answer in far less."""
+JOIN_PAUSE_S = 1.0
+"""Between two questions for a task when nobody had one."""
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """Where the task comes from."""
+
+    options: TaskOptions
+    join: bool = False
+    """Take the task from the network although there is data."""
+    accepted: frozenset[str] = frozenset()
+    """SHA-256 of sources that may run."""
+
+    @property
+    def from_network(self) -> bool:
+        return self.join or self.options.data is None
+
+
+def receive_task(
+    state: StateDir,
+    source: TaskSource,
+    exchange: Exchange,
+    record: CycleRecord,
+    *,
+    timeout_s: float,
+    stop: Callable[[], bool],
+) -> Task | None:
+    """The network's task with this peer's data, if any; None when `stop` came first.
+
+    What an earlier life received is used again. Raises `NetworkDown` when no peer offers a task within
+    `timeout_s`, and all that `join_task` raises.
+    """
+    known = taskfile.read_task(state.task)
+    if known is not None:
+        return join_task(source.options, known, source.accepted)
+    give_up_at_s = time.monotonic() + timeout_s
+    while not stop():
+        received = _ask_for_task(state, exchange, record)
+        if received is not None:
+            return join_task(source.options, received, source.accepted)
+        if time.monotonic() >= give_up_at_s:
+            raise NetworkDown(
+                f"no peer offered a task within {timeout_s:g} s: start a peer with data first, "
+                "or wait longer with --receive-timeout"
+            )
+        exchange.pause(JOIN_PAUSE_S, stop)
+    return None
+
+
+def _ask_for_task(state: StateDir, exchange: Exchange, record: CycleRecord) -> TaskFile | None:
+    exchange.poll()
+    if not exchange.ready:
+        return None
+    record.note_asked(exchange.ask(Wish(1, INITIAL_DEADLINE_S, None, want_task=True)))
+    outcome = exchange.wait()
+    if outcome is None:
+        return None
+    record.note_outcome(outcome)
+    if outcome.answer is None or not outcome.answer.models:
+        return None
+    return taskfile.read_task(state.fetched_task(outcome.round))
+
+
+def make_learner(
+    state: StateDir,
+    task: Task,
+    saved: Saved | None,
+    exchange: Exchange,
+    record: CycleRecord,
+    training: TrainingOptions,
+) -> Learner:
+    """A learner with the published weights, else the network's, else those that the task's seed gives.
+
+    Raises `WeightsRefused` when the published model cannot be used, `ModelError`, `StateError`.
+    """
+    model = fresh_model(task)
+    digest = task.spec.digest
+    if saved is not None and saved.counters.task != digest:
+        saved = None
+    learner = Learner(
+        state=state,
+        task=task,
+        model=model,
+        optimiser=None,
+        batches=None,
+        counters=saved.counters if saved else Counters(digest),
+    )
+    published = _load_own(learner)
+    if published is not None:
+        learner.published = published
+        ahead = max(0, published.version - learner.counters.version)
+        learner.counters = replace(
+            learner.counters,
+            version=learner.counters.version + ahead,
+            cycle=learner.counters.cycle + ahead,
+        )
+    else:
+        taskfile.write_task(state.task, spec_to_taskfile(task.spec))
+        _load_initial(learner, exchange, record)
+    if size_of(task.train):
+        learner.optimiser = make_optimiser(model, training.optimiser)
+        learner.batches = Batches(
+            task.train, training.batch_size, training.sampling_seed, learner.counters.batches
+        )
+        if saved is not None and published is not None:
+            saved.restore(learner.optimiser)
+    return learner
+
+
+def _load_own(learner: Learner) -> Manifest | None:
+    path = learner.state.model
+    if not path.exists():
+        return None
+    remedy = f"choose another --state DIR, or delete {path.name} in {path.parent} to start anew"
+    try:
+        if TensorFile.open(path).manifest().task != learner.counters.task:
+            raise WeightsRefused("the published model belongs to another task")
+        return load_published(path, learner.model)
+    except WeightsRefused as error:
+        raise WeightsRefused(f"{error}: {remedy}") from None
+
+
+def _load_initial(learner: Learner, exchange: Exchange, record: CycleRecord) -> None:
+    exchange.poll()
+    if not exchange.ready:
+        return
+    digest = learner.counters.task
+    check = partial(check_models, learner.state, layout=layout_of(learner.tensors), task=digest)
+    wish = Wish(1, INITIAL_DEADLINE_S, digest, want_task=True)
+    record.note_asked(exchange.ask(wish, check))
+    outcome = exchange.wait()
+    if outcome is None:
+        return
+    record.note_outcome(outcome)
+    for contribution in outcome.checked.contributions[:1]:
+        copy_into(contribution.file, learner.tensors)
+
+
+def data_record(options: TaskOptions) -> dict[str, Any]:
+    """What `evaluate` needs to find the same evaluation data again; JSON."""
+    return {
+        "data": options.data,
+        "data_dir": str(options.data_dir.absolute()),
+        "seed": options.seed,
+        "dev_fraction": options.dev_fraction,
+    }
