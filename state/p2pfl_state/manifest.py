@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,9 @@ class Manifest:
         fields.contract()
         metrics = fields.mapping("metrics")
         for name, number in metrics.items():
-            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            known_type = isinstance(number, int | float) and not isinstance(number, bool)
+            # the comparison also refuses NaN, and whole numbers that no float can hold
+            if not known_type or not abs(number) <= sys.float_info.max:
                 raise MalformedFile(f"manifest: metric {name[:40]!r} is not a finite number")
         return cls(
             version=fields.integer("version"),
