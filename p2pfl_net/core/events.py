@@ -121,10 +121,12 @@ class FailureKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The daemon listens; join through `boot`, or be the first peer when it is empty."""
+    """The daemon listens; join through `boot`, or be the first peer."""
 
     boot: tuple[Address, ...]
     boot_timeout_s: float
+    required: bool = True
+    """Whether one of `boot` must answer. If not, each is tried once (peers of an earlier life)."""
 
 
 @dataclass(frozen=True, slots=True)

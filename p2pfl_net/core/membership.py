@@ -70,6 +70,7 @@ class _Boot:
     addresses: list[Address]
     deadline: float
     pause_s: float
+    required: bool
     turn: int = 0
     reason: str = "no boot peer was tried"
 
@@ -124,7 +125,8 @@ class Membership:
     def start(self, event: Start, now: float) -> list[Output]:
         self._next_probe_at = now + self._params.probe_interval_s * self._random.random()
         if event.boot:
-            self._boot = _Boot(list(event.boot), now + event.boot_timeout_s, self._params.boot_backoff_s)
+            deadline = now + event.boot_timeout_s
+            self._boot = _Boot(list(event.boot), deadline, self._params.boot_backoff_s, event.required)
             self._send_join(now)
         else:
             self._out.append(Joined(first=True))
@@ -238,6 +240,10 @@ class Membership:
         boot.turn += 1
         pause_s = 0.0
         if boot.turn % len(boot.addresses) == 0:
+            if not boot.required:
+                self._boot = None
+                self._out.append(Joined(first=True))
+                return
             pause_s = boot.pause_s
             boot.pause_s = min(2 * boot.pause_s, self._params.boot_backoff_max_s)
         self._next_boot_at = min(now + pause_s, boot.deadline)

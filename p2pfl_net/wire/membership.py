@@ -78,7 +78,7 @@ def encode_record(record: Record) -> pb.PeerRecord:
     return pb.PeerRecord(
         peer_id=bytes.fromhex(record.peer_id),
         incarnation=record.incarnation,
-        status=pb.PeerStatus.ValueType(record.status.value),
+        status=f"PEER_STATUS_{record.status.name}",
         addresses=[_encode_address(address) for address in record.addresses],
         task=bytes.fromhex(record.task) if record.task else b"",
         published=record.published,
@@ -130,8 +130,8 @@ def _decode_sender(message: pb.Sender) -> Sender:
         raise MalformedMessage("no protocol version given")
     if lowest > PROTOCOL_HIGHEST or highest < PROTOCOL_LOWEST:
         raise MalformedMessage(
-            f"the peer speaks protocol {lowest} to {highest}, this one {PROTOCOL_LOWEST} to {PROTOCOL_HIGHEST}: "
-            "install the same version of p2pfl on both"
+            f"the peer speaks protocol {lowest} to {highest}, this one {PROTOCOL_LOWEST} to "
+            f"{PROTOCOL_HIGHEST}: install the same version of p2pfl on both"
         )
     if message.model_version > MAX_VERSION:
         raise MalformedMessage("model version out of range")

@@ -21,15 +21,16 @@ from p2pfl_state.layout import temporary
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary name to write; on leaving without an error, it replaces `path`.
 
+    `durable`: whether it must outlive a crash of the machine; what can be made again need not.
     Raises `DirectoryUnusable` when the disk is full or read-only; `path` then is as it was.
     """
     draft = temporary(path)
     try:
         yield draft
-        settle(draft, path)
+        (settle if durable else settle_cached)(draft, path)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise unusable(path, error) from error
@@ -60,9 +61,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Replaces `path` by `data` atomically. Raises `DirectoryUnusable`."""
-    with replacing(path) as draft:
+    with replacing(path, durable=durable) as draft:
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with open(handle, "wb") as file:
             file.write(data)
@@ -73,9 +74,9 @@ def encode_json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, allow_nan=False).encode() + b"\n"
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) -> None:
     """Replaces `path` by one line of JSON atomically. Raises `DirectoryUnusable`."""
-    write_bytes(path, encode_json(value))
+    write_bytes(path, encode_json(value), durable=durable)
 
 
 def read_bounded(path: Path, limit_bytes: int) -> bytes | None:
@@ -157,7 +158,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             for line in file:
                 try:
                     record = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
                 if isinstance(record, dict):
                     yield record

@@ -1,0 +1,70 @@
+"""What `p2pfl-net serve` was asked to do: checked once, frozen, passed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from p2pfl_net.core.ids import Address, parse_address, parse_ip
+from p2pfl_net.core.params import Params
+from p2pfl_net.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """All that a daemon needs to know at its start."""
+
+    state: Path
+    host: str
+    """IP literal to listen on; `::` is every interface, IPv4 and IPv6."""
+    port: int
+    """0: any free one."""
+    boot: tuple[Address, ...] = ()
+    boot_timeout_s: float = 60.0
+    advertise: Address | None = None
+    max_model_bytes: int = 1 << 40
+    drain_s: float = 5.0
+    params: Params = field(default_factory=Params)
+
+
+def parse_port(text: str) -> int:
+    """A port, 0 for any. Raises `UsageError`."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise UsageError(f"--port {text!r}: a port is a whole number from 0 (choose one) to 65535")
+    return int(text)
+
+
+def parse_host(text: str) -> str:
+    """The interface to listen on: an IP literal or `localhost`. Raises `UsageError`."""
+    if text == "localhost":
+        return "127.0.0.1"
+    literal = parse_ip(text.strip("[]"))
+    if literal is None:
+        raise UsageError(f"--host {text!r}: give an interface's IP address, such as 127.0.0.1, or :: for all")
+    return literal
+
+
+def parse_boot(texts: list[str]) -> tuple[Address, ...]:
+    """Boot addresses, each `HOST:PORT`, several also separated by commas. Raises `UsageError`."""
+    named = [text.strip() for text in ",".join(texts).split(",")]
+    return tuple(dict.fromkeys(_address("--boot", text) for text in named if text))
+
+
+def parse_advertise(text: str | None) -> Address | None:
+    """The address to announce instead of a learned one. Raises `UsageError`."""
+    return None if text is None else _address("--advertise", text)
+
+
+def _address(option: str, text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {error}") from None
+
+
+def parse_target(text: str) -> Address:
+    """The address of a peer to fetch from. Raises `UsageError`."""
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None

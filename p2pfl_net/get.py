@@ -1,0 +1,85 @@
+"""`p2pfl-net get`: a peer's published model into a file, without joining its network.
+
+The bytes collect in `FILE.part`; which file they are of stands in `FILE.part.json`, so that a broken
+download goes on where it stopped, also in another run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pfl_state import atomic
+from p2pfl_state.errors import MalformedFile
+from p2pfl_state.fields import Fields, parse_object
+
+from p2pfl_net.core.ids import Address
+from p2pfl_net.errors import FetchError, MalformedModel, RemoteError
+from p2pfl_net.rpc.fetching import Cancellation, ModelClient, Wanted
+from p2pfl_net.wire.models import ModelHeader
+
+NO_DEADLINE_S = 30 * 86400.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A download that broke off."""
+
+    data: Path
+    note: Path
+
+    @classmethod
+    def of(cls, target: Path) -> Part:
+        return cls(target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json"))
+
+    def resume_point(self) -> tuple[int, str] | None:
+        """(bytes there, digest of the whole file), or None to begin anew."""
+        try:
+            noted = atomic.read_bounded(self.note, 4096)
+            if noted is None:
+                return None
+            digest = Fields(parse_object(noted, str(self.note)), str(self.note)).digest("file_digest")
+            return self.data.stat().st_size, digest
+        except (MalformedFile, FileNotFoundError):
+            return None
+
+    def remove(self) -> None:
+        self.data.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+
+def get(
+    address: Address, target: Path, *, patience_s: float, progress: Callable[[int, int], None]
+) -> ModelHeader:
+    """Fetches the model that the peer at `address` has published into `target`.
+
+    A transfer that breaks is resumed until no byte has come for `patience_s`. Raises `FetchError`,
+    `StateError`; `target` is as it was then.
+    """
+    part = Part.of(target)
+    noted: str | None = None
+
+    def note_then_progress(received_bytes: int, header: ModelHeader) -> None:
+        nonlocal noted
+        if noted != header.file_digest:
+            noted = header.file_digest
+            atomic.write_json(part.note, {"file_digest": noted})
+        progress(received_bytes, header.size_bytes)
+
+    client = ModelClient()
+    try:
+        wanted = Wanted((address,), NO_DEADLINE_S, patience_s=patience_s)
+        header = client.fetch(wanted, part.data, Cancellation(), note_then_progress, part.resume_point())
+        atomic.settle(part.data, target)
+    except MalformedModel as error:
+        part.remove()
+        raise FetchError(f"{address}: {error}; what came was thrown away") from None
+    except RemoteError as error:
+        raise FetchError(f"{address}: {error}; run the same command again to go on") from None
+    except OSError as error:
+        raise atomic.unusable(target, error) from error
+    finally:
+        client.close()
+    part.remove()
+    return header

@@ -1,0 +1,80 @@
+"""Reads what a daemon, running or stopped, has written: for `p2pfl-net peers` and `status`."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from p2pfl_state import atomic, lock, markers
+from p2pfl_state.errors import DirectoryUnusable, MalformedFile
+from p2pfl_state.fields import parse_object
+from p2pfl_state.layout import StateDir
+from p2pfl_state.manifest import read_header
+
+MAX_PEERS_BYTES = 64 << 20
+RECENT_EVENTS = 5
+
+
+def read_peers(root: Path) -> dict[str, Any]:
+    """The content of `peers.json`. Raises `StateError` when there is none."""
+    state = StateDir(root)
+    data = atomic.read_bounded(state.peers, MAX_PEERS_BYTES)
+    if data is None:
+        raise DirectoryUnusable(f"{root} holds no peer list: is it the --state of a peer that has run?")
+    return parse_object(data, "peers.json")
+
+
+def read_status(root: Path) -> dict[str, Any]:
+    """What can be said of a peer from its directory. Raises `StateError`."""
+    state = StateDir(root)
+    if not state.home.exists():
+        raise DirectoryUnusable(f"{root} is not a peer's state directory: give the --state of one")
+    daemon_runs = lock.is_held(state.daemon_lock)
+    boot = markers.read_boot_done(state) if daemon_runs else None
+    answer = markers.read_answer(state)
+    return {
+        "state": str(root),
+        "daemon": "running" if daemon_runs else "stopped",
+        "trainer": "running" if lock.is_held(state.trainer_lock) else "stopped",
+        "network": "up" if boot is not None else "down",
+        "peer_id": None if boot is None else boot.peer_id,
+        "address": None if boot is None else boot.address,
+        "peers": _count_peers(root),
+        "model": _published(state),
+        "last_round": None
+        if answer is None
+        else {
+            "round": answer.round,
+            "models": len(answer.models),
+            "failed": len(answer.failed),
+            "seconds": answer.seconds,
+        },
+        "recent_events": list(deque(atomic.read_json_lines(state.events), maxlen=RECENT_EVENTS)),
+    }
+
+
+def _count_peers(root: Path) -> int | None:
+    try:
+        listed = read_peers(root).get("peers")
+    except DirectoryUnusable:
+        return None
+    return len(listed) if isinstance(listed, list) else None
+
+
+def _published(state: StateDir) -> dict[str, Any] | None:
+    try:
+        header = read_header(state.model)
+        manifest = header.manifest()
+    except FileNotFoundError:
+        return None
+    except MalformedFile as error:
+        return {"damaged": str(error)}
+    return {
+        "version": manifest.version,
+        "task": manifest.task,
+        "weights": manifest.weights,
+        "samples": manifest.samples,
+        "size_bytes": header.size_bytes,
+        "metrics": dict(manifest.metrics),
+    }

@@ -1,0 +1,1 @@
+"""gRPC at both ends: decode, hand over, reply. No decisions."""

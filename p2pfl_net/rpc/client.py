@@ -1,0 +1,114 @@
+"""Calls to other daemons, over channels that are kept."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+
+import grpc
+from google.protobuf.message import DecodeError
+from p2pfl_proto.v1 import membership_pb2 as pb
+
+from p2pfl_net.core.events import FailureKind, Join, Ping, Request, Response
+from p2pfl_net.core.ids import Address, parse_ip
+from p2pfl_net.errors import MalformedMessage, PeerFailed
+from p2pfl_net.rpc.options import MEMBERSHIP_OPTIONS, Option
+from p2pfl_net.rpc.status import failure_of
+from p2pfl_net.wire import membership
+
+JOIN_METHOD = "/p2pfl.v1.Membership/Join"
+PING_METHOD = "/p2pfl.v1.Membership/Ping"
+
+
+class Channels:
+    """Open channels by address, the least recently used closed first. Thread-safe."""
+
+    def __init__(self, options: Sequence[Option], limit: int = 256) -> None:
+        self._options = options
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._open: OrderedDict[Address, grpc.Channel] = OrderedDict()
+
+    def to(self, address: Address) -> grpc.Channel:
+        """The channel to an IP literal and port."""
+        with self._lock:
+            channel = self._open.get(address)
+            if channel is None:
+                channel = grpc.insecure_channel(_target(address), options=list(self._options))
+                self._open[address] = channel
+            self._open.move_to_end(address)
+            oldest = self._open.popitem(last=False)[1] if len(self._open) > self._limit else None
+        if oldest is not None:
+            oldest.close()
+        return channel
+
+    def close(self) -> None:
+        with self._lock:
+            channels = list(self._open.values())
+            self._open.clear()
+        for channel in channels:
+            channel.close()
+
+
+def _target(address: Address) -> str:
+    family = "ipv6" if ":" in address.host else "ipv4"
+    return f"{family}:{address}"
+
+
+def resolve(address: Address) -> Address:
+    """The IP literal behind a host name, IPv4 first. Raises `PeerFailed` when there is none."""
+    if parse_ip(address.host) is not None:
+        return address
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise PeerFailed(
+            FailureKind.UNREACHABLE, f"host name not found ({error.strerror or error})"
+        ) from None
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    literal = parse_ip(str(found[0][4][0]))
+    if literal is None:
+        raise PeerFailed(FailureKind.UNREACHABLE, "the host name has no usable address")
+    return Address(literal, address.port)
+
+
+class MembershipClient:
+    """Sends membership messages. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._channels = Channels(MEMBERSHIP_OPTIONS)
+
+    def call(self, address: Address, message: Request, timeout_s: float) -> Response:
+        """Delivers one message and returns the answer.
+
+        Raises `PeerFailed` when none comes within `timeout_s`, `MalformedMessage` for a wrong one.
+        """
+        literal = resolve(address)
+        channel = self._channels.to(literal)
+        message = replace(message, dialled=literal)
+        try:
+            match message:
+                case Join():
+                    join = channel.unary_unary(
+                        JOIN_METHOD, pb.JoinRequest.SerializeToString, pb.JoinReply.FromString
+                    )
+                    return membership.decode_join_reply(
+                        join(membership.encode_join(message), timeout=timeout_s)
+                    )
+                case Ping():
+                    ping = channel.unary_unary(
+                        PING_METHOD, pb.PingRequest.SerializeToString, pb.PingReply.FromString
+                    )
+                    return membership.decode_ack(ping(membership.encode_ping(message), timeout=timeout_s))
+        except grpc.RpcError as error:
+            raise failure_of(error, timeout_s) from None
+        except DecodeError:
+            raise MalformedMessage("an answer that is not protobuf") from None
+        except ValueError as error:  # "Cannot invoke RPC on closed channel": evicted in this instant
+            raise PeerFailed(FailureKind.UNREACHABLE, str(error)) from None
+
+    def close(self) -> None:
+        self._channels.close()

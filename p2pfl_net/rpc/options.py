@@ -1,0 +1,46 @@
+"""gRPC settings of both ends, each with its reason.
+
+Keys: https://grpc.github.io/grpc/core/group__grpc__arg__keys.html; the interplay of keep-alive
+settings: https://github.com/grpc/grpc/blob/master/doc/keepalive.md
+"""
+
+from __future__ import annotations
+
+MAX_MESSAGE_BYTES = 8 << 20
+"""Bounds one message, so a full state of `Params.max_peers`; models come in chunks far below it."""
+
+Option = tuple[str, int]
+
+SERVER_OPTIONS: tuple[Option, ...] = (
+    ("grpc.so_reuseport", 0),  # two daemons on one port must collide, not share it
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", 8 << 10),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 0),  # never answer a keep-alive by "too many pings"
+)
+
+_CHANNEL_OPTIONS: tuple[Option, ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),  # peers talk to each other, whatever http_proxy says
+    ("grpc.enable_retries", 0),  # the core decides what is tried again
+    ("grpc.initial_reconnect_backoff_ms", 100),  # a restarted peer is back at once
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+MEMBERSHIP_OPTIONS: tuple[Option, ...] = (
+    *_CHANNEL_OPTIONS,
+    ("grpc.keepalive_time_ms", 60_000),  # the protocol's own pings keep busy channels alive
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+
+TRANSFER_OPTIONS: tuple[Option, ...] = (
+    *_CHANNEL_OPTIONS,
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own: a ping never queues behind a model
+    ("grpc.keepalive_time_ms", 10_000),  # a frozen server is noticed in mid-stream
+    ("grpc.keepalive_timeout_ms", 10_000),
+)

@@ -1,0 +1,175 @@
+"""The daemon's gRPC server: decodes, hands the message over, replies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from p2pfl_proto.v1 import membership_pb2, models_pb2
+
+from p2pfl_net.core.events import FailureKind, Join, JoinReply, Ping, Request, Response
+from p2pfl_net.core.ids import PeerId, parse_ip
+from p2pfl_net.errors import PortUnavailable, RemoteError
+from p2pfl_net.rpc.options import SERVER_OPTIONS
+from p2pfl_net.rpc.serving import ModelSource, stream_model
+from p2pfl_net.rpc.status import code_of, one_line
+from p2pfl_net.wire import membership, models
+
+POOL_THREADS = 24
+MAX_UPLOADS = 16
+"""Below the pool's size, so that pings never wait for uploads."""
+MAX_CONCURRENT_CALLS = 256
+
+MEMBERSHIP_SERVICE = "p2pfl.v1.Membership"
+MODELS_SERVICE = "p2pfl.v1.Models"
+
+Exchange = Callable[[Request, str], Response]
+"""Hands a request from a host (IP literal) to the core and waits for the reply. Raises `RemoteError`."""
+
+
+class Server:
+    """Serves membership and models on one port, with the standard health and reflection services."""
+
+    def __init__(self, me: PeerId, exchange: Exchange, source: ModelSource) -> None:
+        self._me = me
+        self._exchange = exchange
+        self._source = source
+        self._uploads = threading.BoundedSemaphore(MAX_UPLOADS)
+        self._health = health.HealthServicer()
+        self._server = grpc.server(
+            ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="rpc"),
+            options=list(SERVER_OPTIONS),
+            maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+        )
+        self._server.add_generic_rpc_handlers((self._membership_handlers(), self._models_handlers()))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        services = (MEMBERSHIP_SERVICE, MODELS_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(services, self._server)
+
+    def bind(self, host: str, port: int) -> int:
+        """Binds `host` (IP literal) and `port` (0: any free one) and returns the port.
+
+        Raises `PortUnavailable`.
+        """
+        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            return self._server.add_insecure_port(target)
+        except RuntimeError:
+            raise PortUnavailable(
+                f"cannot listen on {target}: the port is taken or not allowed; choose another --port, or "
+                "--port 0 to have one chosen"
+            ) from None
+
+    def start(self) -> None:
+        self._server.start()
+        self._say_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+
+    def say_serving(self) -> None:
+        """The peer has joined: the health service answers SERVING."""
+        self._say_health(health_pb2.HealthCheckResponse.SERVING)
+
+    def stop(self, grace_s: float) -> None:
+        """Refuses new calls, lets running ones finish for at most `grace_s`, then ends."""
+        self._health.enter_graceful_shutdown()
+        self._server.stop(grace_s).wait()
+
+    def _say_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for service in ("", MEMBERSHIP_SERVICE, MODELS_SERVICE):
+            self._health.set(service, status)
+
+    # handlers --------------------------------------------------------------------------------------
+
+    def _membership_handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+        return grpc.method_handlers_generic_handler(
+            MEMBERSHIP_SERVICE,
+            {
+                "Join": grpc.unary_unary_rpc_method_handler(
+                    self._join,
+                    membership_pb2.JoinRequest.FromString,
+                    membership_pb2.JoinReply.SerializeToString,
+                ),
+                "Ping": grpc.unary_unary_rpc_method_handler(
+                    self._ping,
+                    membership_pb2.PingRequest.FromString,
+                    membership_pb2.PingReply.SerializeToString,
+                ),
+            },
+        )
+
+    def _models_handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+        return grpc.method_handlers_generic_handler(
+            MODELS_SERVICE,
+            {
+                "FetchModel": grpc.unary_stream_rpc_method_handler(
+                    self._fetch_model, models_pb2.FetchModelRequest.FromString, None
+                ),
+                "FetchTask": grpc.unary_unary_rpc_method_handler(
+                    self._fetch_task,
+                    models_pb2.FetchTaskRequest.FromString,
+                    models_pb2.FetchTaskReply.SerializeToString,
+                ),
+            },
+        )
+
+    def _join(
+        self, request: membership_pb2.JoinRequest, context: grpc.ServicerContext
+    ) -> membership_pb2.JoinReply:
+        try:
+            message: Join = membership.decode_join(request)
+            reply = self._exchange(message, caller_host(context))
+            assert isinstance(reply, JoinReply)
+            return membership.encode_join_reply(reply)
+        except RemoteError as error:
+            _abort(context, error)
+
+    def _ping(
+        self, request: membership_pb2.PingRequest, context: grpc.ServicerContext
+    ) -> membership_pb2.PingReply:
+        try:
+            message: Ping = membership.decode_ping(request)
+            reply = self._exchange(message, caller_host(context))
+            assert not isinstance(reply, JoinReply)
+            return membership.encode_ack(reply)
+        except RemoteError as error:
+            _abort(context, error)
+
+    def _fetch_model(
+        self, request: models_pb2.FetchModelRequest, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        if not self._uploads.acquire(blocking=False):
+            context.abort(code_of(FailureKind.BUSY), "too many uploads at once, try again soon")
+        try:
+            yield from stream_model(self._me, self._source, models.decode_request(request))
+        except RemoteError as error:
+            _abort(context, error)
+        finally:
+            self._uploads.release()
+
+    def _fetch_task(
+        self, request: models_pb2.FetchTaskRequest, context: grpc.ServicerContext
+    ) -> models_pb2.FetchTaskReply:
+        if request.to and request.to.hex() != self._me:
+            context.abort(code_of(FailureKind.WRONG_PEER), "another peer lives here")
+        task = self._source.task()
+        if task is None:
+            context.abort(code_of(FailureKind.ABSENT), "no task is published here")
+        return models_pb2.FetchTaskReply(task=task)
+
+
+def caller_host(context: grpc.ServicerContext) -> str:
+    """The IP literal that a call came from (`context.peer()` is `ipv4:1.2.3.4:5` or `ipv6:[::1]:5`)."""
+    _, _, rest = context.peer().partition(":")
+    host = rest.rpartition(":")[0].replace("%5B", "[").replace("%5D", "]").strip("[]")
+    literal = parse_ip(host.partition("%")[0])
+    if literal is None:
+        context.abort(code_of(FailureKind.INCOMPATIBLE), "calls must come over IP")
+    return literal
+
+
+def _abort(context: grpc.ServicerContext, error: RemoteError) -> NoReturn:
+    context.abort(code_of(error.kind), one_line(str(error)))

@@ -1,0 +1,68 @@
+"""The server's end of a model transfer: a header, then the file's bytes as they lie on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from p2pfl_state.manifest import Manifest
+
+from p2pfl_net.core.events import FailureKind
+from p2pfl_net.core.ids import PeerId
+from p2pfl_net.errors import PeerFailed
+from p2pfl_net.wire import models
+
+
+@dataclass(frozen=True, slots=True)
+class ServedFile:
+    """An open published model. The handle keeps its bytes, also when the trainer replaces the file."""
+
+    handle: int
+    manifest: Manifest
+    size_bytes: int
+    file_digest: str
+
+
+class ModelSource(Protocol):
+    """Where the server gets what this peer has published. Thread-safe."""
+
+    def open_model(self) -> AbstractContextManager[ServedFile | None]:
+        """The model published now, open; None when there is none."""
+        ...
+
+    def task(self) -> bytes | None:
+        """The content of the published `task.json`."""
+        ...
+
+
+def stream_model(me: PeerId, source: ModelSource, request: models.ModelRequest) -> Iterator[bytes]:
+    """The parts of one transfer in wire form. Raises `PeerFailed` when there is nothing to send."""
+    if request.to is not None and request.to != me:
+        raise PeerFailed(FailureKind.WRONG_PEER, "another peer lives here")
+    with source.open_model() as served:
+        if served is None:
+            raise PeerFailed(FailureKind.ABSENT, "no model is published here yet")
+        if request.task is not None and served.manifest.task != request.task:
+            raise PeerFailed(FailureKind.ABSENT, "the model published here is of another task")
+        not_modified = served.manifest.weights in request.have_weights
+        offset = request.offset if request.file_digest == served.file_digest else 0
+        offset = min(offset, served.size_bytes)
+        header = models.ModelHeader(
+            me, served.manifest, served.size_bytes, served.file_digest, offset, not_modified
+        )
+        yield models.encode_header(header)
+        if not not_modified:
+            yield from _chunks(served, offset)
+
+
+def _chunks(served: ServedFile, offset: int) -> Iterator[bytes]:
+    """The bytes from `offset` on, each chunk in the wire form of its message."""
+    while offset < served.size_bytes:
+        chunk = os.pread(served.handle, models.CHUNK_BYTES, offset)
+        if not chunk:
+            raise PeerFailed(FailureKind.LOCAL, "the published file became shorter")
+        yield models.chunk_prefix(len(chunk)) + chunk
+        offset += len(chunk)

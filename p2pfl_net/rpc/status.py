@@ -1,0 +1,58 @@
+"""Between gRPC status codes and what the core calls them."""
+
+from __future__ import annotations
+
+import grpc
+
+from p2pfl_net.core.events import FailureKind
+from p2pfl_net.errors import PeerFailed
+
+_CODES = {
+    FailureKind.UNREACHABLE: grpc.StatusCode.UNAVAILABLE,
+    FailureKind.WRONG_PEER: grpc.StatusCode.FAILED_PRECONDITION,
+    FailureKind.INCOMPATIBLE: grpc.StatusCode.INVALID_ARGUMENT,
+    FailureKind.BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    FailureKind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    FailureKind.ABSENT: grpc.StatusCode.NOT_FOUND,
+    FailureKind.LOCAL: grpc.StatusCode.INTERNAL,
+}
+
+_KINDS = {
+    grpc.StatusCode.UNAVAILABLE: FailureKind.UNREACHABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: FailureKind.UNREACHABLE,
+    grpc.StatusCode.CANCELLED: FailureKind.UNREACHABLE,
+    grpc.StatusCode.FAILED_PRECONDITION: FailureKind.WRONG_PEER,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: FailureKind.BUSY,
+    grpc.StatusCode.NOT_FOUND: FailureKind.ABSENT,
+    grpc.StatusCode.INVALID_ARGUMENT: FailureKind.INCOMPATIBLE,
+}
+
+_MAX_REASON = 200
+
+
+def code_of(kind: FailureKind) -> grpc.StatusCode:
+    """The status with which a server refuses for this reason."""
+    return _CODES[kind]
+
+
+def failure_of(error: grpc.RpcError, timeout_s: float) -> PeerFailed:
+    """What a failed call means: a code that no p2pfl peer gives means that this is none."""
+    assert isinstance(error, grpc.Call)
+    code = error.code()
+    kind = _KINDS.get(code, FailureKind.INCOMPATIBLE)
+    details = one_line(error.details() or code.name)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return PeerFailed(kind, f"no answer within {timeout_s:.3g} s")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        if "refused" in details.lower():
+            details = "connection refused"
+        elif "http1" in details.lower() or "settings frame" in details.lower():
+            details = "something answers there, but not a p2pfl peer"
+    elif kind is FailureKind.INCOMPATIBLE and code is not grpc.StatusCode.INVALID_ARGUMENT:
+        details = f"something answers there, but not a p2pfl peer ({code.name}: {details})"
+    return PeerFailed(kind, details)
+
+
+def one_line(text: str) -> str:
+    """A remote's words, fit for a log: one line, printable, bounded."""
+    return "".join(c if c.isprintable() else " " for c in text)[:_MAX_REASON]

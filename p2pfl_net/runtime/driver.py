@@ -1,0 +1,334 @@
+"""Runs the core: feeds it events one by one, carries out what it decides.
+
+One thread, the one that calls `run`, owns the core; it alone reads the clock for it. Calls and
+fetches run in pools and come back as events. Everything is bounded: the queue by refusing calls, the
+pools by their size, waits by their time-outs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from typing import ParamSpec, Protocol, assert_never
+
+from p2pfl_state.errors import StateError
+from p2pfl_state.markers import AggregateAnswer, AggregateRequest, FailedFetch, FetchedModel
+
+from p2pfl_net.core.events import (
+    Answered,
+    Ask,
+    BootFailed,
+    CallId,
+    CancelFetch,
+    CollectionDone,
+    Event,
+    Failed,
+    FailureKind,
+    Fetch,
+    FetchFailed,
+    FetchFinished,
+    FetchId,
+    FetchProgressed,
+    Joined,
+    Note,
+    Output,
+    PeersChanged,
+    Received,
+    Refuse,
+    Reply,
+    Request,
+    Response,
+    Send,
+    Stopped,
+    Tick,
+)
+from p2pfl_net.core.ids import PeerId, TaskDigest
+from p2pfl_net.core.node import Node, PeerList
+from p2pfl_net.errors import PeerFailed, RemoteError
+from p2pfl_net.rpc.client import MembershipClient
+from p2pfl_net.rpc.fetching import Cancellation
+from p2pfl_net.runtime.rounds import RoundFiles
+from p2pfl_net.wire.models import ModelHeader
+
+P = ParamSpec("P")
+
+MAX_QUEUED = 4096
+CALL_THREADS = 16
+FETCH_THREADS = 32
+REPLY_TIMEOUT_S = 2.0
+PROGRESS_PERIOD_S = 0.25
+PEERS_DELAY_S = 0.05
+"""Changes of the peer list within this time are written once."""
+PEERS_REFRESH_S = 10.0
+"""How old `last_seen` and the versions in `peers.json` may be when nothing else changes. A guess."""
+
+
+class Shell(Protocol):
+    """What the driver needs of the daemon around it. Called from the driver's thread."""
+
+    def joined(self, peers: PeerList, *, first: bool) -> None: ...
+
+    def write_peers(self, peers: PeerList) -> None: ...
+
+    def write_answer(self, answer: AggregateAnswer) -> None: ...
+
+    def note(self, event: str, fields: dict[str, object]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The trainer's request, on its way to the core."""
+
+    request: AggregateRequest
+
+
+@dataclass(slots=True)
+class _RunningFetch:
+    order: Fetch
+    cancellation: Cancellation
+    result: FetchedModel | None = None
+
+
+class Driver:
+    """The shell around one node. Thread-safe where it says so; the rest is the driver thread's own."""
+
+    def __init__(self, node: Node, client: MembershipClient, rounds: RoundFiles, shell: Shell) -> None:
+        self._node = node
+        self._client = client
+        self._rounds = rounds
+        self._shell = shell
+        self._inbox: queue.SimpleQueue[Event | _Asked | BaseException] = queue.SimpleQueue()
+        self._slots: dict[CallId, Future[Response]] = {}
+        self._call_ids = itertools.count(1)
+        self._calls = ThreadPoolExecutor(CALL_THREADS, thread_name_prefix="call")
+        self._fetches = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
+        self._running: dict[FetchId, _RunningFetch] = {}
+        self._request: AggregateRequest | None = None
+        self._peers_dirty_at: float | None = None
+        self._peers_written_at = 0.0
+        self._boot_failure: str | None = None
+        self._ended = False
+        self.peers: PeerList = node.peer_list()
+        """The thread-safe peer list: an immutable snapshot, replaced whole."""
+
+    # from any thread -------------------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Queues an event; also safe in a signal handler."""
+        self._inbox.put(event)
+
+    def post_request(self, request: AggregateRequest) -> None:
+        self._inbox.put(_Asked(request))
+
+    def exchange(self, message: Request, host: str) -> Response:
+        """Hands a peer's request to the core and waits for the reply. Raises `PeerFailed`."""
+        if self._ended or self._inbox.qsize() > MAX_QUEUED:
+            raise PeerFailed(FailureKind.BUSY, "this peer is overloaded or stopping")
+        call = CallId(next(self._call_ids))
+        slot: Future[Response] = Future()
+        self._slots[call] = slot
+        self._inbox.put(Received(call, message, host))
+        try:
+            return slot.result(REPLY_TIMEOUT_S)
+        except FutureTimeout:
+            raise PeerFailed(FailureKind.BUSY, "this peer is overloaded") from None
+        finally:
+            self._slots.pop(call, None)
+
+    # the driver's thread ---------------------------------------------------------------------------
+
+    def run(self) -> str | None:
+        """Runs until `Stopped` (None) or until the boot failed (the reason).
+
+        What a worker raised that it should not have is raised here.
+        """
+        while not self._ended:
+            event = self._next_event()
+            now = time.monotonic()
+            match event:
+                case None:
+                    self._handle(Tick(), now)
+                case BaseException():
+                    raise event
+                case _Asked(request):
+                    self._begin_round(request, now)
+                case FetchFailed():
+                    self._running.pop(event.fetch, None)
+                    self._handle(event, now)
+                case _:
+                    self._handle(event, now)
+            self._write_peers_when_due()
+        return self._boot_failure
+
+    def close(self) -> None:
+        """Ends the workers; calls that still wait are refused."""
+        self._ended = True
+        for running in self._running.values():
+            running.cancellation.cancel()
+        for slot in list(self._slots.values()):
+            if not slot.done():
+                slot.set_exception(PeerFailed(FailureKind.UNREACHABLE, "this peer is stopping"))
+        self._calls.shutdown(wait=False, cancel_futures=True)
+        self._fetches.shutdown(wait=True, cancel_futures=True)
+
+    def _next_event(self) -> Event | _Asked | BaseException | None:
+        """The next thing to handle; None when the core's time has come."""
+        wakeup = self._node.wakeup()
+        due = [time for time in (wakeup, self._peers_due()) if time is not None]
+        now = time.monotonic()
+        if wakeup is not None and wakeup <= now:
+            return None
+        try:
+            return self._inbox.get(timeout=max(0.0, min(due) - now) if due else None)
+        except queue.Empty:
+            return None
+
+    def _handle(self, event: Event, now: float) -> None:
+        for output in self._node.handle(event, now):
+            self._carry_out(output)
+
+    def _carry_out(self, output: Output) -> None:
+        match output:
+            case Send():
+                self._submit(self._calls, self._call, output)
+            case Reply():
+                self._settle(output.call, lambda slot: slot.set_result(output.message))
+            case Refuse():
+                refusal = PeerFailed(output.kind, output.reason)
+                self._settle(output.call, lambda slot: slot.set_exception(refusal))
+            case Fetch():
+                running = _RunningFetch(output, Cancellation())
+                self._running[output.fetch] = running
+                want_task = self._request is not None and self._request.want_task
+                self._submit(self._fetches, self._fetch, running, want_task)
+            case CancelFetch():
+                cancelled = self._running.pop(output.fetch, None)
+                if cancelled is not None:
+                    cancelled.cancellation.cancel()
+            case CollectionDone():
+                self._answer(output)
+            case Joined():
+                self.peers = self._node.peer_list()
+                self._shell.joined(self.peers, first=output.first)
+            case BootFailed():
+                self._boot_failure = output.reason
+                self._ended = True
+            case PeersChanged():
+                if self._peers_dirty_at is None:
+                    self._peers_dirty_at = time.monotonic() + PEERS_DELAY_S
+            case Note():
+                self._shell.note(output.event, dict(output.fields))
+            case Stopped():
+                self._ended = True
+            case _:
+                assert_never(output)
+
+    def _settle(self, call: CallId, set_outcome: Callable[[Future[Response]], None]) -> None:
+        slot = self._slots.get(call)
+        if slot is not None and not slot.done():
+            set_outcome(slot)
+
+    # rounds ----------------------------------------------------------------------------------------
+
+    def _begin_round(self, request: AggregateRequest, now: float) -> None:
+        self._rounds.begin(request)
+        self._request = request
+        ask = Ask(
+            round=request.round,
+            fan_out=request.fan_out,
+            deadline_s=request.deadline_s,
+            task=None if request.task is None else TaskDigest(request.task),
+            refused=tuple((PeerId(r.peer_id), r.reason) for r in request.refused),
+        )
+        self._handle(ask, now)
+
+    def _answer(self, done: CollectionDone) -> None:
+        request = self._request
+        assert request is not None
+        assert request.round == done.round
+        fetched = [self._running.pop(fetch).result for fetch in done.fetched]
+        answer = AggregateAnswer(
+            instance=request.instance,
+            round=done.round,
+            models=tuple(model for model in fetched if model is not None),
+            failed=tuple(FailedFetch(peer_id, reason) for peer_id, reason in done.failed),
+            candidates=done.candidates,
+            peers=done.peers,
+            seconds=done.seconds,
+        )
+        self._shell.write_answer(answer)
+        self._shell.note(
+            "round_answered",
+            {
+                "round": done.round,
+                "models": [model.peer_id for model in answer.models],
+                "failed": len(answer.failed),
+                "candidates": done.candidates,
+                "peers": done.peers,
+                "bytes": sum(model.size_bytes for model in answer.models if not model.reused),
+                "seconds": round(done.seconds, 4),
+            },
+        )
+
+    # workers ---------------------------------------------------------------------------------------
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        pool.submit(work, *args, **kwargs).add_done_callback(self._report_crash)
+
+    def _report_crash(self, future: Future[None]) -> None:
+        if not future.cancelled():
+            error = future.exception()
+            if error is not None:
+                self._inbox.put(error)
+
+    def _call(self, send: Send) -> None:
+        try:
+            response = self._client.call(send.address, send.message, send.timeout_s)
+        except RemoteError as error:
+            self.post(Failed(send.request, error.kind, str(error)))
+        else:
+            self.post(Answered(send.request, response))
+
+    def _fetch(self, running: _RunningFetch, want_task: bool) -> None:
+        fetch = running.order.fetch
+        told_at = 0.0
+
+        def progress(received_bytes: int, header: ModelHeader) -> None:
+            nonlocal told_at
+            now = time.monotonic()
+            if now - told_at >= PROGRESS_PERIOD_S:
+                told_at = now
+                self.post(FetchProgressed(fetch, received_bytes, header.size_bytes))
+
+        try:
+            running.result = self._rounds.fetch(
+                running.order, want_task=want_task, cancellation=running.cancellation, progress=progress
+            )
+        except RemoteError as error:
+            self.post(FetchFailed(fetch, error.kind, str(error)))
+        except StateError as error:
+            self.post(FetchFailed(fetch, FailureKind.LOCAL, str(error)))
+        else:
+            self.post(FetchFinished(fetch))
+
+    # the peer list on disk -------------------------------------------------------------------------
+
+    def _peers_due(self) -> float | None:
+        if self._peers_dirty_at is not None:
+            return self._peers_dirty_at
+        return self._peers_written_at + PEERS_REFRESH_S if self.peers.peers else None
+
+    def _write_peers_when_due(self) -> None:
+        due = self._peers_due()
+        if due is not None and time.monotonic() >= due:
+            self._peers_dirty_at = None
+            self._peers_written_at = time.monotonic()
+            self.peers = self._node.peer_list()
+            self._shell.write_peers(self.peers)

@@ -1,0 +1,181 @@
+"""The files of the rounds: where fetched models go, and which bytes are here already."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pfl_state import atomic
+from p2pfl_state.errors import MalformedFile
+from p2pfl_state.layout import StateDir, temporary
+from p2pfl_state.manifest import file_weights_digest
+from p2pfl_state.markers import AggregateRequest, FetchedModel
+from p2pfl_state.taskfile import TaskFile, write_task
+
+from p2pfl_net.core.events import FailureKind, Fetch
+from p2pfl_net.core.ids import PeerId
+from p2pfl_net.errors import PeerFailed
+from p2pfl_net.rpc.fetching import Cancellation, ModelClient, Progress, Wanted
+from p2pfl_net.wire.models import MAX_HAVE_WEIGHTS, ModelHeader
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A fetched model on disk. What its sender said of the weights is not verified here."""
+
+    path: Path
+    model: FetchedModel
+
+
+class RoundFiles:
+    """Fetches models into `aggregation/<round>/` and deletes old rounds. Thread-safe."""
+
+    def __init__(self, state: StateDir, client: ModelClient, max_model_bytes: int) -> None:
+        self._state = state
+        self._client = client
+        self._max_model_bytes = max_model_bytes
+        self._lock = threading.Lock()
+        self._held: dict[PeerId, _Held] = {}
+        self._verified: dict[Path, str] = {}
+
+    def begin(self, request: AggregateRequest) -> None:
+        """Makes the folder of a round, empty, and deletes rounds that nobody reads any more.
+
+        Raises `DirectoryUnusable`.
+        """
+        folder = self._state.round_dir(request.round)
+        try:
+            for old in self._state.aggregation.iterdir():
+                if not old.name.isdecimal() or int(old.name) < request.delete_below or old == folder:
+                    self._delete(old)
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise atomic.unusable(folder, error) from error
+
+    def _delete(self, folder: Path) -> None:
+        with self._lock:
+            self._held = {peer: held for peer, held in self._held.items() if held.path.parent != folder}
+            self._verified = {path: d for path, d in self._verified.items() if path.parent != folder}
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def fetch(
+        self,
+        order: Fetch,
+        *,
+        want_task: bool,
+        cancellation: Cancellation,
+        progress: Progress,
+    ) -> FetchedModel:
+        """Brings one model under its final name. Raises `RemoteError`, `DirectoryUnusable`."""
+        started = time.monotonic()
+        path = self._state.fetched_model(order.round, order.peer_id)
+        draft = temporary(path)
+        try:
+            header, source = self._obtain(order, draft, cancellation, progress)
+            if want_task:
+                self._fetch_task(order, header)
+            if source is not None:
+                _link(source.path, draft)
+            atomic.settle_cached(draft, path)
+        except OSError as error:
+            raise PeerFailed(FailureKind.LOCAL, f"{path}: {error.strerror or error}") from error
+        finally:
+            draft.unlink(missing_ok=True)
+        size_bytes = path.stat().st_size
+        fetched = FetchedModel(
+            peer_id=order.peer_id,
+            manifest=header.manifest,
+            file_digest=header.file_digest if source is None else source.model.file_digest,
+            size_bytes=size_bytes,
+            seconds=time.monotonic() - started,
+            reused=source is not None,
+        )
+        with self._lock:
+            self._held[order.peer_id] = _Held(path, fetched)
+        return fetched
+
+    def _obtain(
+        self, order: Fetch, draft: Path, cancellation: Cancellation, progress: Progress
+    ) -> tuple[ModelHeader, _Held | None]:
+        """The header, and what already has its weights, or None when `draft` was downloaded."""
+        have = self._have_weights(order.peer_id)
+        while True:
+            wanted = Wanted(
+                addresses=order.addresses,
+                timeout_s=order.timeout_s,
+                to=order.peer_id,
+                task=order.task,
+                have_weights=have,
+                max_bytes=self._max_model_bytes,
+            )
+            header = self._client.fetch(wanted, draft, cancellation, progress)
+            if not header.not_modified:
+                return header, None
+            source = self._find(order.peer_id, header.manifest.weights)
+            if source is not None:
+                return header, source
+            have = ()  # what we hold was deleted meanwhile, or its first sender lied about it
+
+    def _have_weights(self, peer_id: PeerId) -> tuple[str, ...]:
+        """Digests to name to `peer_id`: that of its own last model first."""
+        with self._lock:
+            own = self._held.get(peer_id)
+            digests = [held.model.manifest.weights for held in self._held.values()]
+        first = [own.model.manifest.weights] if own is not None else []
+        return tuple(dict.fromkeys(first + digests))[:MAX_HAVE_WEIGHTS]
+
+    def _find(self, peer_id: PeerId, weights: str) -> _Held | None:
+        """A held file with these weights.
+
+        A peer's word about its own last file is enough, for it could send anything in its own name;
+        a file from another peer must really have the digest, or one liar could speak for others.
+        """
+        with self._lock:
+            held = list(self._held.items())
+        for holder, entry in held:
+            if entry.model.manifest.weights != weights or not entry.path.exists():
+                continue
+            if holder == peer_id or self._digest_of(entry.path) == weights:
+                return entry
+        return None
+
+    def _digest_of(self, path: Path) -> str | None:
+        with self._lock:
+            known = self._verified.get(path)
+        if known is None:
+            try:
+                known = file_weights_digest(path)
+            except (MalformedFile, FileNotFoundError):
+                return None
+            with self._lock:
+                self._verified[path] = known
+        return known
+
+    def _fetch_task(self, order: Fetch, header: ModelHeader) -> None:
+        task: TaskFile | None = None
+        failure: PeerFailed | None = None
+        for address in order.addresses:
+            try:
+                task = self._client.fetch_task(address, order.peer_id, order.task)
+                break
+            except PeerFailed as error:
+                failure = error
+        if task is None:
+            assert failure is not None
+            raise failure
+        write_task(self._state.fetched_task(order.round), task)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for the same bytes; a copy where the file system has no hard links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, target)

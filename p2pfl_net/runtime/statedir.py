@@ -1,0 +1,162 @@
+"""The daemon's side of the state directory: what it writes, and what it watches for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from p2pfl_state import atomic, lock, markers
+from p2pfl_state.errors import MalformedFile, StateError
+from p2pfl_state.fields import parse_object
+from p2pfl_state.layout import CONTRACT_VERSION, StateDir
+from p2pfl_state.manifest import Manifest
+from p2pfl_state.wait import POLL_S, FolderWatch
+
+from p2pfl_net.core.events import Record, Status
+from p2pfl_net.core.ids import Address, parse_address
+from p2pfl_net.core.node import PeerList
+from p2pfl_net.runtime.published import FileStamp, PublishedModel, stamp_of
+
+MAX_PEERS_BYTES = 64 << 20
+MAX_REMEMBERED = 8
+
+
+class EventLog:
+    """`events.jsonl`: one object a line, `time` and `event` first. Thread-safe."""
+
+    def __init__(self, state: StateDir, wall_clock: Callable[[], float]) -> None:
+        self._lines = atomic.JsonLines(state.events)
+        self._clock = wall_clock
+        self._lock = threading.Lock()
+
+    def append(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Raises `DirectoryUnusable` when the disk is full."""
+        with self._lock:
+            self._lines.append({"time": round(self._clock(), 3), "event": event, **fields})
+
+    def close(self) -> None:
+        with self._lock:
+            self._lines.close()
+
+
+def peers_value(peers: PeerList, model_version: int, wall_time: Callable[[float], float]) -> dict[str, Any]:
+    """The content of `peers.json`; `wall_time` turns the core's time into Unix seconds."""
+    return {
+        "contract": CONTRACT_VERSION,
+        "self": {**_record_value(peers.me), "address": str(peers.address), "version": model_version},
+        "peers": [
+            {
+                **_record_value(view.record),
+                "last_seen": None if view.last_seen is None else round(wall_time(view.last_seen), 3),
+                "version": view.model_version,
+                "offences": view.offences,
+            }
+            for view in peers.peers
+        ],
+    }
+
+
+def _record_value(record: Record) -> dict[str, Any]:
+    return {
+        "id": record.peer_id,
+        "address": str(record.addresses[0]) if record.addresses else None,
+        "state": record.status.name.lower(),
+        "addresses": [str(address) for address in record.addresses],
+        "task": record.task,
+        "published": record.published,
+    }
+
+
+def remembered_addresses(state: StateDir) -> tuple[Address, ...]:
+    """Addresses of peers that an earlier life of this daemon knew, a few; none if the file is damaged."""
+    try:
+        data = atomic.read_bounded(state.peers, MAX_PEERS_BYTES)
+        value = {} if data is None else parse_object(data, "peers.json")
+    except MalformedFile:
+        return ()
+    addresses = []
+    listed = value.get("peers")
+    for entry in listed if isinstance(listed, list) else []:
+        if isinstance(entry, dict) and entry.get("state") == Status.ALIVE.name.lower():
+            try:
+                addresses.append(parse_address(str(entry.get("address"))))
+            except ValueError:
+                continue
+    return tuple(dict.fromkeys(addresses))[:MAX_REMEMBERED]
+
+
+class TrainerWatch:
+    """Tells of every new publication and every open request of a living trainer.
+
+    Runs in a thread of its own. Each change is told once; what lay there before is told at the start.
+    """
+
+    def __init__(
+        self,
+        state: StateDir,
+        published: PublishedModel,
+        on_model: Callable[[Manifest | None], None],
+        on_request: Callable[[markers.AggregateRequest], None],
+        on_damage: Callable[[str], None],
+    ) -> None:
+        self._state = state
+        self._published = published
+        self._on_model = on_model
+        self._on_request = on_request
+        self._on_damage = on_damage
+        self._model_seen: FileStamp | None = None
+        self._request_seen: FileStamp | None = None
+        self._stop = threading.Event()
+        self._watch = FolderWatch(state.root)
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._watch.wake()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._watch.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._look_at_model()
+                self._look_at_request()
+            except StateError as error:
+                self._on_damage(str(error))
+            self._watch.wait_changed(POLL_S)
+
+    def _look_at_model(self) -> None:
+        stamp = self._published.stamp()
+        if stamp == self._model_seen:
+            return
+        self._model_seen = stamp
+        try:
+            manifest = self._published.manifest()
+        except MalformedFile as error:
+            self._on_model(None)
+            self._on_damage(f"the published model is damaged and not served: {error}")
+            return
+        self._on_model(manifest)
+
+    def _look_at_request(self) -> None:
+        try:
+            stamp = stamp_of(self._state.aggregate.stat())
+        except FileNotFoundError:
+            return
+        if stamp == self._request_seen:
+            return
+        self._request_seen = stamp
+        request = markers.read_request(self._state)
+        if request is None or not lock.is_held(self._state.trainer_lock):
+            return
+        try:
+            answer = markers.read_answer(self._state)
+        except MalformedFile:
+            answer = None
+        if answer is None or (answer.instance, answer.round) != (request.instance, request.round):
+            self._on_request(request)

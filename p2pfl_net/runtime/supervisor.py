@@ -1,0 +1,189 @@
+"""One daemon from start to stop: lock, key, server, core, signals. The only broad `except` is here."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import ifaddr
+from p2pfl_state import atomic, home, lock, markers
+from p2pfl_state.layout import StateDir
+from p2pfl_state.manifest import Manifest
+
+from p2pfl_net.config import ServeConfig
+from p2pfl_net.core.events import ModelPublished, Start, Stop
+from p2pfl_net.core.ids import Address, PeerId, TaskDigest
+from p2pfl_net.core.node import Node, PeerList
+from p2pfl_net.core.reachability import Reachability
+from p2pfl_net.errors import BootFailed, PeerFailed
+from p2pfl_net.rpc.client import MembershipClient, resolve
+from p2pfl_net.rpc.fetching import ModelClient
+from p2pfl_net.rpc.server import Server
+from p2pfl_net.runtime import identity
+from p2pfl_net.runtime.driver import Driver
+from p2pfl_net.runtime.published import PublishedModel
+from p2pfl_net.runtime.rounds import RoundFiles
+from p2pfl_net.runtime.statedir import EventLog, TrainerWatch, peers_value, remembered_addresses
+
+REMEMBERED_TIMEOUT_S = 5.0
+"""How long a first peer tries the peers of its earlier life before it stands alone."""
+
+
+class Daemon:
+    """The daemon around the core: it owns the state directory's daemon side."""
+
+    def __init__(self, config: ServeConfig, say: Callable[[str], None]) -> None:
+        """`say` prints one line for the person who started it."""
+        self._config = config
+        self._say = say
+        self._state = StateDir(config.state)
+        self._instance = markers.new_instance()
+        self._published = PublishedModel(self._state)
+        self._model_version = 0
+        self._wall_offset_s = time.time() - time.monotonic()
+
+    def serve(self) -> None:
+        """Runs until a signal. Raises `NetError` or `StateError` for what stops it otherwise."""
+        home.prepare(self._state)
+        process_lock = lock.ProcessLock(self._state.daemon_lock)
+        process_lock.acquire()
+        try:
+            atomic.remove(self._state.boot_done)
+            home.claim(self._state)
+            key = identity.load_or_create(self._state.key)
+            self._log = EventLog(self._state, time.time)
+            try:
+                self._run(identity.peer_id_of(key))
+            finally:
+                atomic.remove(self._state.boot_done)
+                self._log.close()
+        finally:
+            process_lock.release()
+
+    def _run(self, me: PeerId) -> None:
+        config = self._config
+        models = ModelClient()
+        calls = MembershipClient()
+        server = Server(me, lambda message, host: driver.exchange(message, host), self._published)
+        port = server.bind(config.host, config.port)
+        advertise = None if config.advertise is None else _resolved(config.advertise)
+        reach = Reachability(port, listening_hosts(config.host), advertise, config.params.max_addresses)
+        seed = random.Random(secrets.randbits(128))
+        incarnation = int(time.time())
+        node = Node(me, reach, incarnation, config.params, seed)
+        rounds = RoundFiles(self._state, models, config.max_model_bytes)
+        driver = Driver(node, calls, rounds, self)
+        self._server = server
+        self._watch = TrainerWatch(
+            self._state,
+            self._published,
+            on_model=lambda manifest: self._model_changed(driver, manifest),
+            on_request=driver.post_request,
+            on_damage=lambda reason: self.note("error", {"reason": reason}),
+        )
+        server.start()
+        self._say(f"peer {me[:16]} listens on {config.host} port {port}, state {self._state.root}")
+        self.note("started", {"peer": me, "port": port, "pid": os.getpid(), "instance": self._instance})
+        remembered = tuple(a for a in remembered_addresses(self._state) if a not in config.boot)
+        required = bool(config.boot)
+        boot_timeout_s = config.boot_timeout_s if required else REMEMBERED_TIMEOUT_S
+        driver.post(Start(config.boot + remembered, boot_timeout_s, required))
+        try:
+            with stopping_on_signals(lambda: driver.post(Stop())):
+                boot_failure = driver.run()
+        except Exception as error:
+            self.note("crashed", {"reason": f"{type(error).__name__}: {error}"})
+            raise
+        finally:
+            atomic.remove(self._state.boot_done)
+            self._watch.close()
+            driver.close()
+            server.stop(config.drain_s)
+            calls.close()
+            models.close()
+        if boot_failure is not None:
+            self.note("boot_failed", {"reason": boot_failure})
+            boots = ", ".join(str(address) for address in config.boot)
+            raise BootFailed(
+                f"no boot peer answered within {config.boot_timeout_s:g} s ({boot_failure}): check that "
+                f"{boots} runs and is reachable, or leave --boot out to be the first peer"
+            )
+        self.note("stopped", {})
+
+    def _model_changed(self, driver: Driver, manifest: Manifest | None) -> None:
+        task = None if manifest is None else TaskDigest(manifest.task)
+        self._model_version = 0 if manifest is None else manifest.version
+        driver.post(ModelPublished(task, self._model_version))
+
+    # what the driver asks for ----------------------------------------------------------------------
+
+    def joined(self, peers: PeerList, *, first: bool) -> None:
+        """The network is up: the list first, then the marker, then whoever waits for it."""
+        self.write_peers(peers)
+        address = str(peers.address)
+        known = len(peers.peers)
+        self.note("joined", {"first": first, "address": address, "peers": known})
+        markers.write_boot_done(
+            self._state, markers.BootDone(self._instance, peers.me.peer_id, address, known)
+        )
+        self._server.say_serving()
+        self._watch.start()
+        self._say("first peer of a new network" if first else f"joined, {known} other peers known")
+
+    def write_peers(self, peers: PeerList) -> None:
+        value = peers_value(peers, self._model_version, lambda at: at + self._wall_offset_s)
+        atomic.write_json(self._state.peers, value, durable=False)
+
+    def write_answer(self, answer: markers.AggregateAnswer) -> None:
+        markers.write_answer(self._state, answer)
+
+    def note(self, event: str, fields: dict[str, object]) -> None:
+        self._log.append(event, fields)
+
+
+def listening_hosts(host: str) -> tuple[str, ...]:
+    """The addresses at which a server on `host` can be reached: of all interfaces for a wildcard."""
+    wildcard = ipaddress.ip_address(host)
+    if not wildcard.is_unspecified:
+        return (host,)
+    hosts = []
+    for adapter in ifaddr.get_adapters():
+        for ip in adapter.ips:
+            address = ipaddress.ip_address(ip.ip if isinstance(ip.ip, str) else ip.ip[0])
+            if not address.is_link_local and address.version <= wildcard.version:
+                hosts.append(address)
+    return tuple(str(address) for address in sorted(dict.fromkeys(hosts), key=lambda a: a.version))
+
+
+def _resolved(address: Address) -> Address:
+    """`--advertise` as an IP literal, for records carry no names that others would have to look up."""
+    try:
+        return resolve(address)
+    except PeerFailed as error:
+        raise BootFailed(f"--advertise {address}: {error}; give an IP address") from None
+
+
+@contextmanager
+def stopping_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT call `stop`; a second one ends the process at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        stop()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

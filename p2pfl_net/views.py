@@ -1,0 +1,94 @@
+"""What the commands print: tables for people, JSON for programs. rich is imported only for tables."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from p2pfl_net.wire.models import ModelHeader
+
+
+def show_peers(value: Mapping[str, Any], *, as_json: bool) -> None:
+    """One row a peer: id, address, state, model version, when it was last heard directly."""
+    if as_json:
+        typer.echo(json.dumps(value))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    me = value.get("self", {})
+    table = Table(title=f"peers of {str(me.get('id'))[:16]} at {me.get('address')}")
+    for column in ("peer", "address", "state", "version", "last seen"):
+        table.add_column(column)
+    for peer in value.get("peers", []):
+        table.add_row(
+            str(peer.get("id"))[:16],
+            str(peer.get("address")),
+            str(peer.get("state")),
+            str(peer.get("version") or "-"),
+            _ago(peer.get("last_seen")),
+        )
+    Console().print(table)
+
+
+def show_status(value: Mapping[str, Any], *, as_json: bool) -> None:
+    """One line a fact."""
+    if as_json:
+        typer.echo(json.dumps(value))
+        return
+    for name, fact in value.items():
+        if name == "recent_events":
+            for event in fact:
+                typer.echo(f"event        {json.dumps(event)}")
+        elif isinstance(fact, Mapping):
+            inner = ", ".join(f"{key} {_short(item)}" for key, item in fact.items() if item not in (None, {}))
+            typer.echo(f"{name:<12} {inner}")
+        else:
+            typer.echo(f"{name:<12} {'-' if fact is None else fact}")
+
+
+def show_fetched(header: ModelHeader, target: Path, *, as_json: bool) -> None:
+    """What `get` brought."""
+    value = {
+        "file": str(target),
+        "peer_id": header.peer_id,
+        "size_bytes": header.size_bytes,
+        "file_digest": header.file_digest,
+        "manifest": header.manifest.to_json(),
+    }
+    if as_json:
+        typer.echo(json.dumps(value))
+        return
+    typer.echo(
+        f"{target}: version {header.manifest.version} of peer {header.peer_id[:16]}, "
+        f"{header.size_bytes} bytes, SHA-256 {header.file_digest}"
+    )
+
+
+@contextmanager
+def progress_bar(*, hidden: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal's stderr; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
+        task = bar.add_task("fetch", total=None)
+        yield lambda received, size: bar.update(task, completed=received, total=size)
+
+
+def _ago(seen: object) -> str:
+    return f"{max(0.0, time.time() - seen):.0f} s ago" if isinstance(seen, int | float) else "heard of"
+
+
+def _short(item: object) -> str:
+    text = f"{item:.4g}" if isinstance(item, float) else str(item)
+    return text if len(text) <= 40 else f"{text[:16]}…"
