@@ -47,7 +47,7 @@ class Partition:
 
     kind: str = "paper"
     alpha: float = 0.0
-    """Concentration of `dirichlet`: small is skewed, large is even."""
+    """Concentration of `dirichlet`, shared out over the classes: 0.1 is about one class a peer, 100 even."""
     labels_per_peer: int | None = None
     """For `paper`; by default 7 of 10, rounded for other numbers of classes."""
 
