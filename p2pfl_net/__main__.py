@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import typer
 from p2pfl_state.errors import StateError
 
-from p2pfl_net.cli import app
+from p2pfl_net import cli
 from p2pfl_net.errors import NetError
 
 STATE_EXIT_CODE = 3
@@ -16,12 +15,12 @@ STATE_EXIT_CODE = 3
 def main() -> None:
     """Runs the command line; a mistake of the user's becomes one line and an exit code."""
     try:
-        app()
+        cli.run()
     except NetError as error:
-        typer.echo(f"p2pfl-net: {error}", err=True)
+        cli.say(str(error))
         sys.exit(error.exit_code)
     except StateError as error:
-        typer.echo(f"p2pfl-net: {error}", err=True)
+        cli.say(str(error))
         sys.exit(STATE_EXIT_CODE)
 
 

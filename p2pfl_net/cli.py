@@ -1,101 +1,128 @@
-"""What a person types: `p2pfl-net serve | peers | status | get`."""
+"""What a person types: `p2pfl-net serve | peers | status | get`.
+
+argparse, not typer: typer's parser brings 10 MB into a daemon that idles at 50.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from p2pfl_net import config
 
-from p2pfl_net import views
-from p2pfl_net.errors import UsageError
-
-EPILOG = """Exit codes: 0 done; 1 a fault of this program; 2 wrong usage; 3 the state directory cannot be
-used (in use, read-only, full, another host's); 4 no boot peer answered; 5 the port is taken or not
-allowed; 7 the key is damaged; 8 a model could not be fetched."""
-
-app = typer.Typer(
-    name="p2pfl-net",
-    help="The networking daemon of a peer, and commands that read what it knows.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-
-StateOption = Annotated[Path, typer.Option("--state", help="The peer's state directory.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+EPILOG = """exit codes: 0 done; 1 a fault of this program; 2 wrong usage; 3 the state directory cannot be used
+(in use, read-only, full, another host's); 4 no boot peer answered; 5 the port is taken or not allowed;
+7 the key is damaged; 8 a model could not be fetched"""
 
 
-@app.command()
-def serve(
-    port: Annotated[str, typer.Option(help="TCP port; 0 chooses one and needs --state.")],
-    boot: Annotated[
-        list[str] | None, typer.Option(help="HOST:PORT of a peer to join through; may be repeated.")
-    ] = None,
-    state: Annotated[Path | None, typer.Option(help="State directory.", show_default="state/PORT")] = None,
-    host: Annotated[str, typer.Option(help="IP address to listen on; :: is every interface.")] = "::",
-    advertise: Annotated[
-        str | None, typer.Option(help="HOST:PORT to announce instead of learned addresses.")
-    ] = None,
-    boot_timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds to go on trying the boot peers.")
-    ] = 60.0,
-    max_model_gb: Annotated[float, typer.Option(min=0.001, help="Refuse larger models.")] = 1024.0,
-    drain: Annotated[float, typer.Option(min=0.0, help="Seconds for running uploads at a stop.")] = 5.0,
-) -> None:
-    """Join the network, keep the peer list, serve the published model, fetch those of others."""
-    from p2pfl_net import config as parse
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line and runs the command. Raises `NetError` and `StateError`."""
+    options = build_parser().parse_args(arguments)
+    options.run(options)
+
+
+def say(line: str) -> None:
+    """One line for the person who started the program."""
+    sys.stderr.write(f"p2pfl-net: {line}\n")
+    sys.stderr.flush()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="p2pfl-net",
+        description="The networking daemon of a peer, and commands that read what it knows.",
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, epilog=EPILOG, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    _add_serve(
+        command("serve", _serve, "Join the network, serve the published model, fetch those of others.")
+    )
+    peers = command("peers", _peers, "Show the peer list of a running or stopped peer.")
+    status = command("status", _status, "Show what a peer is doing: processes, network, model, last round.")
+    for reader in (peers, status):
+        reader.add_argument("--state", type=Path, required=True, metavar="DIR", help="the peer's directory")
+    get = command("get", _get, "Fetch a peer's published model without joining; a broken download resumes.")
+    get.add_argument("address", metavar="HOST:PORT", help="any peer's address")
+    get.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    get.add_argument(
+        "--patience",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="give up after S seconds without a byte (30)",
+    )
+    for reader in (peers, status, get):
+        reader.add_argument("--json", action="store_true", help="print JSON for programs")
+    return parser
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    add = serve.add_argument
+    add("--port", required=True, help="TCP port; 0 chooses one and needs --state")
+    add("--boot", action="append", default=[], metavar="HOST:PORT", help="peer to join through; repeatable")
+    add("--boot-timeout", type=_seconds, default=60.0, metavar="S", help="go on trying the boot peers (60)")
+    add("--state", type=Path, metavar="DIR", help="state directory (state/PORT)")
+    add("--host", default="::", metavar="IP", help="interface to listen on (::, which is all)")
+    add("--advertise", metavar="HOST:PORT", help="announce this address instead of learned ones")
+    add("--max-model-gb", type=_seconds, default=1000.0, metavar="GB", help="refuse larger models (1000)")
+    add("--drain", type=_seconds, default=5.0, metavar="S", help="let uploads finish at a stop (5)")
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e9:
+        raise ValueError(text)
+    return number
+
+
+_seconds.__name__ = "positive number"  # argparse names the type in its message
+
+
+def _serve(options: argparse.Namespace) -> None:
     from p2pfl_net.runtime.supervisor import Daemon
 
-    number = parse.parse_port(port)
-    if state is None and number == 0:
-        raise UsageError("--port 0 needs --state DIR: the directory cannot be named after the port")
-    daemon = Daemon(
-        parse.ServeConfig(
-            state=state or Path("state") / str(number),
-            host=parse.parse_host(host),
-            port=number,
-            boot=parse.parse_boot(boot or []),
-            boot_timeout_s=boot_timeout,
-            advertise=parse.parse_advertise(advertise),
-            max_model_bytes=int(max_model_gb * 1e9),
-            drain_s=drain,
+    Daemon(
+        config.serve_config(
+            state=options.state,
+            port=options.port,
+            host=options.host,
+            boot=options.boot,
+            boot_timeout_s=options.boot_timeout,
+            advertise=options.advertise,
+            max_model_bytes=int(options.max_model_gb * 1e9),
+            drain_s=options.drain,
         ),
-        say=lambda line: typer.echo(f"p2pfl-net: {line}", err=True),
-    )
-    daemon.serve()
+        say,
+    ).serve()
 
 
-@app.command()
-def peers(state: StateOption, as_json: JsonOption = False) -> None:
-    """Show the peer list of a running or stopped peer."""
+def _peers(options: argparse.Namespace) -> None:
+    from p2pfl_net import views
     from p2pfl_net.inspect import read_peers
 
-    views.show_peers(read_peers(state), as_json=as_json)
+    views.show_peers(read_peers(options.state), as_json=options.json)
 
 
-@app.command()
-def status(state: StateOption, as_json: JsonOption = False) -> None:
-    """Show what a peer is doing: processes, network, published model, last round, last events."""
+def _status(options: argparse.Namespace) -> None:
+    from p2pfl_net import views
     from p2pfl_net.inspect import read_status
 
-    views.show_status(read_status(state), as_json=as_json)
+    views.show_status(read_status(options.state), as_json=options.json)
 
 
-@app.command()
-def get(
-    address: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Any peer's address.")],
-    out: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
-    patience: Annotated[
-        float, typer.Option(min=0.1, help="Seconds without a byte after which to give up.")
-    ] = 30.0,
-    as_json: JsonOption = False,
-) -> None:
-    """Fetch a peer's published model without joining its network; a broken download is resumed."""
-    from p2pfl_net import get as getting
-    from p2pfl_net.config import parse_target
+def _get(options: argparse.Namespace) -> None:
+    from p2pfl_net import get, views
 
-    with views.progress_bar(hidden=as_json) as progress:
-        header = getting.get(parse_target(address), out, patience_s=patience, progress=progress)
-    views.show_fetched(header, out, as_json=as_json)
+    address = config.parse_target(options.address)
+    with views.progress_bar(hidden=options.json) as progress:
+        header = get.get(address, options.out, patience_s=options.patience, progress=progress)
+    views.show_fetched(header, options.out, as_json=options.json)

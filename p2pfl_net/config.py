@@ -27,6 +27,33 @@ class ServeConfig:
     params: Params = field(default_factory=Params)
 
 
+def serve_config(
+    *,
+    state: Path | None,
+    port: str,
+    host: str,
+    boot: list[str],
+    boot_timeout_s: float,
+    advertise: str | None,
+    max_model_bytes: int,
+    drain_s: float,
+) -> ServeConfig:
+    """Checks what the command line says. Raises `UsageError`."""
+    number = parse_port(port)
+    if state is None and number == 0:
+        raise UsageError("--port 0 needs --state DIR: the directory cannot be named after the port")
+    return ServeConfig(
+        state=state or Path("state") / str(number),
+        host=parse_host(host),
+        port=number,
+        boot=parse_boot(boot),
+        boot_timeout_s=boot_timeout_s,
+        advertise=parse_advertise(advertise),
+        max_model_bytes=max_model_bytes,
+        drain_s=drain_s,
+    )
+
+
 def parse_port(text: str) -> int:
     """A port, 0 for any. Raises `UsageError`."""
     if not text.isascii() or not text.isdigit() or int(text) > 65535:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 if TYPE_CHECKING:
     from p2pfl_net.wire.models import ModelHeader
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 def show_peers(value: Mapping[str, Any], *, as_json: bool) -> None:
     """One row a peer: id, address, state, model version, when it was last heard directly."""
     if as_json:
-        typer.echo(json.dumps(value))
+        _print(json.dumps(value))
         return
     from rich.console import Console
     from rich.table import Table
@@ -41,17 +40,17 @@ def show_peers(value: Mapping[str, Any], *, as_json: bool) -> None:
 def show_status(value: Mapping[str, Any], *, as_json: bool) -> None:
     """One line a fact."""
     if as_json:
-        typer.echo(json.dumps(value))
+        _print(json.dumps(value))
         return
     for name, fact in value.items():
         if name == "recent_events":
             for event in fact:
-                typer.echo(f"event        {json.dumps(event)}")
+                _print(f"event        {json.dumps(event)}")
         elif isinstance(fact, Mapping):
             inner = ", ".join(f"{key} {_short(item)}" for key, item in fact.items() if item not in (None, {}))
-            typer.echo(f"{name:<12} {inner}")
+            _print(f"{name:<12} {inner}")
         else:
-            typer.echo(f"{name:<12} {'-' if fact is None else fact}")
+            _print(f"{name:<12} {'-' if fact is None else fact}")
 
 
 def show_fetched(header: ModelHeader, target: Path, *, as_json: bool) -> None:
@@ -64,9 +63,9 @@ def show_fetched(header: ModelHeader, target: Path, *, as_json: bool) -> None:
         "manifest": header.manifest.to_json(),
     }
     if as_json:
-        typer.echo(json.dumps(value))
+        _print(json.dumps(value))
         return
-    typer.echo(
+    _print(
         f"{target}: version {header.manifest.version} of peer {header.peer_id[:16]}, "
         f"{header.size_bytes} bytes, SHA-256 {header.file_digest}"
     )
@@ -83,6 +82,10 @@ def progress_bar(*, hidden: bool) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, disable=hidden or not console.is_terminal) as bar:
         task = bar.add_task("fetch", total=None)
         yield lambda received, size: bar.update(task, completed=received, total=size)
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(line + "\n")
 
 
 def _ago(seen: object) -> str:
