@@ -89,7 +89,7 @@ class ClassificationTask(Task):
 def build_task(options: TaskOptions) -> Task:
     """The task that `options` describe. Raises `DataError`, `ModelError`, `UsageError`."""
     if options.data is None:
-        raise UsageError("a peer without data needs a network to receive from: give --data or --boot")
+        raise UsageError("a peer without data needs a network to receive from: give --data, or --join")
     if _is_function(options.data):
         return _user_task(options.data, options)
     loaded = data.load(

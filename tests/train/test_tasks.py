@@ -149,7 +149,7 @@ def test_a_table_may_have_a_mean_for_each_feature(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"data": None}, UsageError, "give --data or --boot"),
+        ({"data": None}, UsageError, "give --data, or --join"),
         ({"data": "nowhere"}, DataError, "no such file"),
         ({"shard": "11/10"}, UsageError, "--shard 11/10"),
         ({"shard": "0/10"}, UsageError, "--shard 0/10"),
