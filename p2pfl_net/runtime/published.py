@@ -19,6 +19,8 @@ from p2pfl_net.core.events import FailureKind
 from p2pfl_net.errors import PeerFailed
 from p2pfl_net.rpc.serving import ServedFile
 
+PREPARED_BYTES = 1 << 30
+"""Models up to this size are hashed when they are published (a second at most), larger ones when fetched."""
 _READ_BYTES = 1 << 20
 
 
@@ -41,6 +43,7 @@ class PublishedModel:
     def __init__(self, state: StateDir) -> None:
         self._state = state
         self._lock = threading.Lock()
+        self._hashing = threading.Lock()
         self._checked: tuple[FileStamp, Manifest] | None = None
         self._hashed: tuple[FileStamp, str] | None = None
 
@@ -58,6 +61,17 @@ class PublishedModel:
             return None
         try:
             return self._manifest_of(handle)
+        finally:
+            os.close(handle)
+
+    def prepare(self) -> None:
+        """Hashes a new publication before its first fetch, unless it is so large that few may want it."""
+        handle = self._open()
+        if handle is None:
+            return
+        try:
+            if os.fstat(handle).st_size <= PREPARED_BYTES:
+                self._digest_of(handle)
         finally:
             os.close(handle)
 
@@ -104,9 +118,9 @@ class PublishedModel:
         return manifest
 
     def _digest_of(self, handle: int) -> str:
-        """SHA-256 of the file, computed at its first fetch; others wait for the same computation."""
+        """SHA-256 of the file, computed once a version; others wait for the same computation."""
         stamp = stamp_of(os.fstat(handle))
-        with self._lock:
+        with self._hashing:
             if self._hashed is not None and self._hashed[0] == stamp:
                 return self._hashed[1]
             digest = hashlib.sha256()

@@ -124,24 +124,28 @@ class TrainerWatch:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                self._look_at_model()
+                is_new = self._look_at_model()
                 self._look_at_request()
+                if is_new:
+                    self._published.prepare()
             except StateError as error:
                 self._on_damage(str(error))
             self._watch.wait_changed(POLL_S)
 
-    def _look_at_model(self) -> None:
+    def _look_at_model(self) -> bool:
+        """Tells of a new publication; whether there is one to serve."""
         stamp = self._published.stamp()
         if stamp == self._model_seen:
-            return
+            return False
         self._model_seen = stamp
         try:
             manifest = self._published.manifest()
         except MalformedFile as error:
             self._on_model(None)
             self._on_damage(f"the published model is damaged and not served: {error}")
-            return
+            return False
         self._on_model(manifest)
+        return manifest is not None
 
     def _look_at_request(self) -> None:
         try:
