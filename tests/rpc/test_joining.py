@@ -61,7 +61,7 @@ def test_a_restarted_first_peer_finds_its_network_again(network: Network) -> Non
 
 
 def test_a_first_peer_stands_alone_when_all_whom_it_remembers_are_frozen(network: Network) -> None:
-    first, *others = network.chain(4)
+    first, *others = network.chain(5)
     first.kill()
     for other in others:
         other.freeze()
