@@ -224,7 +224,7 @@ class Membership:
         assert boot is not None
         if now >= boot.deadline:
             self._boot = None
-            self._out.append(BootFailed(boot.reason))
+            self._out.append(BootFailed(boot.reason) if boot.required else Joined(first=True))
             return
         address = boot.addresses[boot.turn % len(boot.addresses)]
         message = Join(self._sender(to_loopback=True, with_candidates=True), address)
