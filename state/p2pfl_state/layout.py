@@ -99,6 +99,14 @@ class StateDir:
     def trainer_log(self) -> Path:
         return self.root / "trainer.log"
 
+    @property
+    def launcher(self) -> Path:
+        return self.root / "launcher.json"
+
+    @property
+    def launcher_log(self) -> Path:
+        return self.root / "launcher.log"
+
 
 def temporary(path: Path) -> Path:
     """The name under which `path` is written before it is renamed into place.

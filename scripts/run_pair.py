@@ -1,0 +1,145 @@
+"""`make run`: one peer in the foreground, its daemon and its trainer, until Ctrl-C or until one dies."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from p2pfl_state.errors import StateError
+
+from p2pfl_net import config
+from p2pfl_net.errors import UsageError
+from scripts import pairs, watching
+from scripts.signals import EXIT_INTERRUPTED, StopSignals
+from scripts.usage import Parser
+
+PROGRAM = "run"
+RECEIVE_ONLY = "none"
+NEWS_S = 10.0
+"""Between two lines about the training."""
+EPILOG = """exit codes: 0 stopped by Ctrl-C or SIGTERM, or the trainer has done what it was asked; 1 it did
+not stop in time and was killed; 2 wrong usage; 3 the state directory cannot be used; 1x the daemon ended, 2x
+the trainer ended, x is its own exit code (see p2pfl-net --help, p2pfl-train --help) or 9 for a signal; 130
+killed by a second Ctrl-C"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(PROGRAM, __doc__, EPILOG)
+    add = parser.add_argument
+    add("--port", required=True, help="TCP port of the daemon; 0 chooses one and needs --state")
+    add(
+        "--boot", default="", metavar="HOST:PORT,...", help="peers to join through; none or itself: the first"
+    )
+    add("--host", default="::", metavar="IP", help="interface to listen on (::, which is all)")
+    add("--state", type=Path, metavar="DIR", help="state directory (state/PORT)")
+    add("--data", default="digits", help=f"as for p2pfl-train run (digits); {RECEIVE_ONLY}: only receive")
+    add("--data-dir", metavar="DIR", help="where data sets known by name are kept")
+    add("--shard", metavar="K/N", help="this peer's part of the data, as 3/10")
+    add("--model", help="as for p2pfl-train run")
+    add("--args", default="", help="more options for p2pfl-train run, in one text")
+    add("--net-args", default="", help="more options for p2pfl-net serve, in one text")
+    return parser
+
+
+def pair_options(options: argparse.Namespace) -> pairs.PairOptions:
+    """What to start. Raises `UsageError`."""
+    port = config.parse_port(options.port)
+    config.parse_boot([options.boot])
+    if port == 0 and options.state is None:
+        raise UsageError("PORT=0 needs STATE=DIR: the directory cannot be named after the port")
+    net = ["--port", str(port), "--host", config.parse_host(options.host)]
+    if options.boot:
+        net += ["--boot", options.boot]
+    train = [] if options.data == RECEIVE_ONLY else ["--data", options.data]
+    for option, value in (
+        ("--data-dir", options.data_dir),
+        ("--shard", options.shard),
+        ("--model", options.model),
+    ):
+        if value:
+            train += [option, value]
+    return pairs.PairOptions(
+        state=options.state or Path("state") / str(port),
+        net=(*net, *_words("--net-args", options.net_args)),
+        train=(*train, *_words("--args", options.args)),
+    )
+
+
+def _words(option: str, text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {text[:60]!r}: {error}".lower()) from None
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def run(options: pairs.PairOptions, signals: StopSignals) -> int:
+    """Runs the pair to its end; the exit code. Raises `PairFailed`, `StateError`."""
+    pair = pairs.Pair(options)
+    watcher = watching.Watcher(pair.state)
+    try:
+        pair.start()
+        say(f"logs: {pair.state.daemon_log} {pair.state.trainer_log}")
+        marker = pairs.wait_joined(pair, lambda: signals.asked)
+        if marker is not None:
+            say(
+                f"peer {marker.peer_id[:16]} at {marker.address}, {marker.peers} other peers; Ctrl-C stops it"
+            )
+        _follow(pair, watcher, signals)
+        failure = None if signals.asked else pair.failure()
+        if signals.asked:
+            say("stopping after a last average; Ctrl-C again kills")
+    finally:
+        clean = pairs.stop([pair], lambda: signals.insisted)
+    if signals.insisted:
+        return EXIT_INTERRUPTED
+    if failure is None and not clean:
+        sys.stderr.write(f"{PROGRAM}: not stopped in time, killed; see the logs in {pair.state.root}\n")
+        return 1
+    failure = failure or pair.failure_in_stop()
+    if failure is not None:
+        raise failure
+    final = watcher.look().final
+    if final is not None:
+        accuracies = _accuracies(final.accuracy_trained, final.accuracy_averaged)
+        say(f"stopped after cycle {final.cycle}: {accuracies} on all evaluation data")
+    return 0
+
+
+def _follow(pair: pairs.Pair, watcher: watching.Watcher, signals: StopSignals) -> None:
+    next_news_at_s = time.monotonic() + NEWS_S
+    while not signals.asked and pair.death() is None:
+        time.sleep(pairs.LOOK_S)
+        if time.monotonic() >= next_news_at_s:
+            next_news_at_s += NEWS_S
+            seen = watcher.look()
+            accuracies = _accuracies(seen.accuracy_trained, seen.accuracy_averaged)
+            say(f"cycle {seen.cycle}, {seen.peers_known} peers, {seen.models} models averaged, {accuracies}")
+
+
+def _accuracies(trained: float | None, averaged: float | None) -> str:
+    first, second = ("–" if value is None else f"{value:.4f}" for value in (trained, averaged))
+    return f"accuracy {first} trained {second} averaged"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(arguments)
+    try:
+        with StopSignals() as signals:
+            return run(pair_options(options), signals)
+    except UsageError as error:
+        sys.stderr.write(f"{PROGRAM}: {error}\n")
+        return error.exit_code
+    except (StateError, pairs.PairFailed) as error:
+        return pairs.fail(PROGRAM, error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

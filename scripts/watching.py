@@ -1,0 +1,90 @@
+"""Follows what a peer writes while it runs: the latest figures for a display."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from p2pfl_state.errors import StateError
+from p2pfl_state.layout import StateDir
+
+from p2pfl_net.inspect import read_peers
+from p2pfl_train.records import LIVE_STATES, CycleLine, parse_cycle
+
+MAX_READ_BYTES = 1 << 20
+"""Read at once from a file that grows; the rest comes at the next look."""
+
+
+@dataclass
+class Figures:
+    """The latest of one peer; None for what has not been measured."""
+
+    cycle: int = 0
+    peers_known: int = 0
+    """Live others."""
+    models: int = 0
+    """Models of others averaged since the start."""
+    rounds_failed: int = 0
+    accuracy_trained: float | None = None
+    accuracy_averaged: float | None = None
+    final: CycleLine | None = None
+    """The last line of this life: measured on all evaluation examples."""
+
+
+class Watcher:
+    """Reads `metrics.jsonl` as it grows, from its end at the first look, and `peers.json`."""
+
+    def __init__(self, state: StateDir) -> None:
+        self.figures = Figures()
+        self._state = state
+        self._offset = state.metrics.stat().st_size if state.metrics.exists() else 0
+        self._rest = b""
+
+    def look(self) -> Figures:
+        """The figures now. Raises `OSError` when a file cannot be read."""
+        while new := self._read():
+            *lines, self._rest = (self._rest + new).split(b"\n")
+            for text in lines:
+                self._take(text)
+        self.figures.peers_known = live_peers(self._state)
+        return self.figures
+
+    def _read(self) -> bytes:
+        try:
+            with open(self._state.metrics, "rb") as file:
+                file.seek(self._offset)
+                new = file.read(MAX_READ_BYTES)
+        except FileNotFoundError:
+            return b""
+        self._offset += len(new)
+        return new
+
+    def _take(self, text: bytes) -> None:
+        try:
+            record = json.loads(text)
+        except ValueError:
+            return
+        line = parse_cycle(record) if isinstance(record, dict) else None
+        if line is None:
+            return
+        figures = self.figures
+        figures.cycle = line.cycle or figures.cycle
+        figures.models += line.models or 0
+        figures.rounds_failed += line.failed
+        if line.accuracy_trained is not None:
+            figures.accuracy_trained = line.accuracy_trained
+        if line.accuracy_averaged is not None:
+            figures.accuracy_averaged = line.accuracy_averaged
+        if line.final:
+            figures.final = line
+
+
+def live_peers(state: StateDir) -> int:
+    """How many live others the daemon of `state` knows; 0 before it has written a list."""
+    try:
+        listed = read_peers(state.root).get("peers")
+    except StateError:
+        return 0
+    if not isinstance(listed, list):
+        return 0
+    return sum(isinstance(peer, dict) and peer.get("state") in LIVE_STATES for peer in listed)

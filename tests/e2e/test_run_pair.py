@@ -1,0 +1,191 @@
+"""`make run`: one pair in the foreground. It ends as a whole, and never leaves a process behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from p2pfl_state import atomic, lock, markers
+from p2pfl_state.layout import StateDir
+
+from tests.processes import Process, Processes, wait_for
+
+SMALL = ("--data", "digits", "--shard", "1/4")
+
+
+def start_pair(processes: Processes, state: Path, *options: str, port: int = 0) -> Process:
+    line = ["-m", "scripts.run_pair", "--host", "127.0.0.1", "--port", str(port), "--state", str(state)]
+    return processes.start_python(f"pair {state.name}", *line, *(options or SMALL))
+
+
+def holder(lock_file: Path) -> int | None:
+    """The process that holds a lock, by the kernel's own list."""
+    inode = str(lock_file.stat().st_ino)
+    for line in Path("/proc/locks").read_text().splitlines():
+        words = line.split()
+        if words[1:4:2] == ["FLOCK", "WRITE"] and words[5].rpartition(":")[2] == inode:
+            return int(words[4])
+    return None
+
+
+def wait_metric(state: StateDir, name: str) -> None:
+    """Until a cycle of the trainer has something other than false or 0 in a field."""
+    wait_for(lambda: any(line.get(name) for line in atomic.read_json_lines(state.metrics)), what=name)
+
+
+def nothing_runs(state: StateDir) -> bool:
+    return not lock.is_held(state.daemon_lock) and not lock.is_held(state.trainer_lock)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_both_after_a_last_average(
+    processes: Processes, tmp_path: Path, number: signal.Signals
+) -> None:
+    state = StateDir(tmp_path / "peer")
+    pair = start_pair(processes, state.root)
+    wait_metric(state, "answered")
+    assert markers.read_boot_done(state) is not None
+    pair.signal(number)
+    assert pair.wait() == 0
+    assert nothing_runs(state)
+    assert not state.boot_done.exists(), "the daemon ended cleanly"
+    *_, last = atomic.read_json_lines(state.metrics)
+    assert last["final"] is True
+    assert last["answered"] is True, "the daemon was stopped after the trainer"
+    assert last["failed"] is False
+    assert "first peer of a new network" in state.daemon_log.read_text()
+    assert "final: cycle" in state.trainer_log.read_text()
+    assert "stopped after cycle" in pair.output()
+
+
+def test_a_second_ctrl_c_kills(processes: Processes, tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "peer")
+    pair = start_pair(processes, state.root)
+    wait_metric(state, "answered")
+    trainer = holder(state.trainer_lock)
+    assert trainer is not None
+    os.kill(trainer, signal.SIGSTOP)  # it will not end by itself
+    pair.signal(signal.SIGINT)
+    pair.wait_output("stopping")
+    pair.signal(signal.SIGINT)
+    assert pair.wait() == 130
+    assert nothing_runs(state)
+
+
+@pytest.mark.parametrize(("who", "status"), [("daemon", 19), ("trainer", 29)])
+def test_when_one_dies_the_other_is_stopped_and_the_status_says_which(
+    processes: Processes, tmp_path: Path, who: str, status: int
+) -> None:
+    state = StateDir(tmp_path / "peer")
+    pair = start_pair(processes, state.root)
+    wait_metric(state, "answered")
+    victim = holder(state.daemon_lock if who == "daemon" else state.trainer_lock)
+    assert victim is not None
+    os.kill(victim, signal.SIGKILL)
+    assert pair.wait() == status
+    assert nothing_runs(state)
+    assert f"run: the {who} was ended by SIGKILL; the last lines of {state.root / who}.log:" in pair.output()
+    if who == "trainer":
+        assert not state.boot_done.exists(), "the daemon was stopped cleanly"
+
+
+def test_killed_itself_it_leaves_no_process(processes: Processes, tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "peer")
+    pair = start_pair(processes, state.root)
+    wait_metric(state, "answered")
+    pair.kill()
+    wait_for(lambda: nothing_runs(state), what="the end of both")
+
+
+def test_a_finished_trainer_ends_the_pair_with_0(processes: Processes, tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "peer")
+    pair = start_pair(processes, state.root, *SMALL, "--args", "--cycles 3 --local-steps 2")
+    assert pair.wait() == 0
+    assert "stopped after cycle 3" in pair.output()
+    assert nothing_runs(state)
+    assert not state.boot_done.exists()
+
+
+def test_a_peer_that_boots_to_itself_is_the_first(processes: Processes, tmp_path: Path) -> None:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = chosen.getsockname()[1]
+    state = StateDir(tmp_path / "peer")
+    pair = start_pair(processes, state.root, *SMALL, "--boot", f"127.0.0.1:{port}", port=port)
+    pair.wait_output("0 other peers")
+    assert pair.stop() == 0
+
+
+def test_two_pairs_learn_from_each_other(processes: Processes, tmp_path: Path) -> None:
+    first = start_pair(processes, tmp_path / "a", "--shard", "1/2")
+    marker = wait_for(lambda: markers.read_boot_done(StateDir(tmp_path / "a")))
+    second = start_pair(processes, tmp_path / "b", "--shard", "2/2", "--boot", marker.address)
+    second.wait_output("1 other peers")
+    for name in "ab":
+        wait_metric(StateDir(tmp_path / name), "models")
+    assert first.stop() == 0
+    assert second.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "text"),
+    [
+        (["--port", "70000"], 2, "--port '70000': a port is a whole number"),
+        (["--port", "-1"], 2, "--port"),
+        (["--port", "abc"], 2, "--port 'abc'"),
+        (["--port", "0"], 2, "PORT=0 needs STATE=DIR"),
+        (["--port", "8001", "--boot", "lab1"], 2, "'lab1' is not HOST:PORT"),
+        (["--port", "8001", "--args", "'open"], 2, "--args"),
+        (["--port", "8001", "--no-such-option"], 2, "--no-such-option; see --help"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_starts_nothing(
+    processes: Processes, tmp_path: Path, options: list[str], status: int, text: str
+) -> None:
+    pair = processes.start_python("pair", "-m", "scripts.run_pair", *options)
+    assert pair.wait() == status
+    assert text in pair.output()
+    assert len(pair.output().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "text"),
+    [
+        (["--shard", "11/10"], 22, "--shard 11/10"),
+        (["--data", "no/such/path"], 26, "no/such/path"),
+        (["--model", "no-such-model"], 27, "no-such-model"),
+        (["--boot", "127.0.0.1:1", "--net-args", "--boot-timeout 0.2"], 14, "no boot peer answered"),
+        (["--net-args=--no-such-option"], 12, "--no-such-option"),
+    ],
+)
+def test_what_one_of_them_refuses_is_shown_with_its_exit_code(
+    processes: Processes, tmp_path: Path, options: list[str], status: int, text: str
+) -> None:
+    state = StateDir(tmp_path / "peer")
+    pair = start_pair(processes, state.root, *options)
+    assert pair.wait() == status
+    assert text in pair.output()
+    assert "Traceback" not in pair.output()
+    assert nothing_runs(state)
+
+
+def test_a_taken_port_ends_the_pair(processes: Processes, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        pair = start_pair(processes, tmp_path / "peer", *SMALL, port=taken.getsockname()[1])
+        assert pair.wait() == 15
+    assert "the daemon ended with exit code 5" in pair.output()
+
+
+def test_a_directory_in_use_is_left_alone(processes: Processes, tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "peer")
+    daemon = processes.start_daemon(state.root)
+    pair = start_pair(processes, state.root)
+    assert pair.wait() == 3
+    assert "is in use by another daemon" in pair.output()
+    assert not state.daemon_log.exists(), "nothing was started"
+    assert daemon.stop() == 0
