@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 from p2pfl_state.errors import StateError
@@ -14,6 +16,7 @@ STATE_EXIT_CODE = 3
 
 def main() -> None:
     """Runs the command line; a mistake of the user's becomes one line and an exit code."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C library logs to stderr what we say in one line
     try:
         cli.run()
     except NetError as error:
@@ -22,6 +25,8 @@ def main() -> None:
     except StateError as error:
         cli.say(str(error))
         sys.exit(STATE_EXIT_CODE)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

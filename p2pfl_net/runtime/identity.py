@@ -12,6 +12,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from p2pfl_state import atomic
+from p2pfl_state.errors import MalformedFile
 
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import KeyUnusable
@@ -24,7 +25,11 @@ def load_or_create(path: Path) -> ec.EllipticCurvePrivateKey:
 
     Raises `KeyUnusable` for a damaged one, `DirectoryUnusable` when it cannot be read or written.
     """
-    data = atomic.read_bounded(path, MAX_KEY_BYTES)
+    damaged = f"{path} is damaged: restore it from a backup, or delete it to be a new peer"
+    try:
+        data = atomic.read_bounded(path, MAX_KEY_BYTES)
+    except MalformedFile:
+        raise KeyUnusable(damaged) from None
     if data is None:
         key = ec.generate_private_key(ec.SECP256R1())
         pem = key.private_bytes(
@@ -37,9 +42,7 @@ def load_or_create(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         loaded = serialization.load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise KeyUnusable(
-            f"{path} is damaged: restore it from a backup, or delete it to be a new peer"
-        ) from None
+        raise KeyUnusable(damaged) from None
     if not isinstance(loaded, ec.EllipticCurvePrivateKey) or not isinstance(loaded.curve, ec.SECP256R1):
         raise KeyUnusable(f"{path} is not an ECDSA P-256 key: restore it, or delete it to be a new peer")
     return loaded
