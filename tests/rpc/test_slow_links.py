@@ -15,3 +15,4 @@ def test_a_peer_joins_over_a_link_with_much_latency(network: Network) -> None:
     with TcpProxy(first.port, delay_s=ROUND_TRIP_S / 2) as link:
         second.start("--boot", link.address)
         wait_complete([first, second])
+        assert link.connections == 1  # none was given up for taking too long

@@ -1,0 +1,288 @@
+"""What stops a daemon at its start: one clear line, a documented exit code, nothing lost."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.processes import Processes, wait_for
+from tests.rpc.peers import Network, Peer, run_command
+
+
+def refusal(peer: Peer, *options: str | Path, host: str = "127.0.0.1") -> tuple[int, str]:
+    """Starts a daemon that will not run: its exit code and its one line, after at most the greeting."""
+    process = peer.launch(*options, host=host)
+    status = process.wait()
+    lines = process.output().splitlines()
+    assert 1 <= len(lines) <= 2, lines
+    assert all(line.startswith("p2pfl-net: ") for line in lines), lines
+    return status, lines[-1].removeprefix("p2pfl-net: ")
+
+
+# options -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("port", ["70000", "-1", "abc", "", "8000.0", "٣"])
+def test_a_port_that_is_none_is_wrong_usage(tmp_path: Path, port: str) -> None:
+    said = run_command("serve", "--port", port, "--state", tmp_path / "state")
+    assert said.returncode == 2
+    assert said.stderr == (
+        f"p2pfl-net: --port {port!r}: a port is a whole number from 0 (choose one) to 65535\n"
+    )
+    assert not (tmp_path / "state").exists()
+
+
+def test_port_0_needs_a_state_directory() -> None:
+    said = run_command("serve", "--port", "0")
+    assert said.returncode == 2
+    assert said.stderr.count("\n") == 1
+    assert "--state" in said.stderr
+
+
+def test_a_chosen_port_is_told(network: Network) -> None:
+    peer = network.start()
+    assert f"port {peer.port}," in peer.process.output()
+    assert peer.boot_done() is not None
+    assert peer.peers_file()["self"]["address"] == peer.address
+
+
+@pytest.mark.parametrize("boot", ["lab1", "lab1:0", "lab1:99999", "lab 1:8000", "[::1:8000", ":8000"])
+def test_a_boot_address_that_is_none_is_wrong_usage(tmp_path: Path, boot: str) -> None:
+    said = run_command("serve", "--port", "0", "--state", tmp_path / "state", "--boot", boot)
+    assert (said.returncode, said.stderr.count("\n")) == (2, 1)
+    assert "--boot" in said.stderr
+
+
+# the port ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::"])
+def test_a_taken_port(network: Network, host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        peer = network.peer()
+        peer.port = taken.getsockname()[1]
+        status, line = refusal(peer, host=host)
+    assert status == 5
+    assert f":{peer.port}" in line
+    assert "--port 0" in line
+
+
+def test_two_daemons_on_one_port_collide(network: Network) -> None:
+    first, second = network.start(), network.peer()
+    second.port = first.port
+    assert refusal(second)[0] == 5
+    assert first.process.alive
+
+
+# the boot peer -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def web_server() -> Iterator[str]:
+    """The address of an HTTP server."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def boot_failure(network: Network, *addresses: str) -> str:
+    """The line of a daemon that waits a second and a half for these boot peers."""
+    peer = network.peer()
+    boots = [part for address in addresses for part in ("--boot", address)]
+    status, line = refusal(peer, "--boot-timeout", "1.5", *boots)
+    assert status == 4
+    assert all(address in line for address in addresses)
+    assert peer.boot_done() is None
+    assert peer.events("boot_failed")
+    return line
+
+
+def test_a_boot_peer_that_is_not_there(network: Network) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    line = boot_failure(network, f"127.0.0.1:{port}")
+    assert "within 1.5 s" in line
+    assert "connection refused" in line
+
+
+def test_a_boot_peer_that_is_a_web_server(network: Network, web_server: str) -> None:
+    assert "not a p2pfl peer" in boot_failure(network, web_server)
+
+
+def test_a_boot_peer_that_never_answers(network: Network) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert "no answer" in boot_failure(network, f"127.0.0.1:{silent.getsockname()[1]}")
+
+
+def test_a_boot_peer_whose_name_is_unknown(network: Network) -> None:
+    assert "name not found" in boot_failure(network, "no-such-host.invalid:8000")
+
+
+def test_one_of_several_boot_peers_is_enough(network: Network, web_server: str) -> None:
+    first = network.start()
+    peer = network.start("--boot", web_server, "--boot", first.address)
+    assert peer.known() == {first.peer_id}
+
+
+# the state directory -------------------------------------------------------------------------------
+
+
+def test_a_directory_in_use(network: Network) -> None:
+    first = network.start()
+    second = network.peer(first.state.root.name)
+    status, line = refusal(second)
+    assert (status, "in use by another daemon" in line) == (3, True)
+    assert first.boot_done() is not None
+
+
+def test_a_copy_of_a_directory(network: Network) -> None:
+    first, copy = network.start(), network.peer("copy")
+    assert first.stop() == 0
+    shutil.copytree(first.state.root, copy.state.root)
+    status, line = refusal(copy)
+    assert (status, "is a copy" in line) == (3, True)
+
+
+def test_a_directory_of_another_host(network: Network) -> None:
+    peer = network.start()
+    assert peer.stop() == 0
+    home = json.loads(peer.state.home.read_bytes())
+    peer.state.home.write_text(json.dumps({**home, "host": "another"}))
+    status, line = refusal(peer)
+    assert (status, "belongs to another host" in line) == (3, True)
+
+
+def test_a_directory_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    said = run_command("serve", "--port", "0", "--state", tmp_path / "file")
+    assert (said.returncode, said.stderr.count("\n")) == (3, 1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("mounting a small disk needs root")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Leaves no byte free."""
+    with open(folder / "ballast", "wb", buffering=0) as ballast:
+        for piece in (4096, 1):
+            try:
+                while True:
+                    ballast.write(b"\0" * piece)
+            except OSError:
+                continue
+
+
+def test_a_read_only_directory(processes: Processes, small_disk: Path) -> None:
+    peer = Peer(processes, small_disk / "state")
+    peer.start()
+    assert peer.stop() == 0
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    status, line = refusal(peer)
+    assert status == 3
+    assert "--state" in line
+
+
+def test_a_full_disk_at_the_start(processes: Processes, small_disk: Path) -> None:
+    fill(small_disk)
+    status, line = refusal(Peer(processes, small_disk / "state"))
+    assert status == 3
+    assert "no space left" in line
+
+
+def test_a_disk_that_fills_up(processes: Processes, network: Network, small_disk: Path) -> None:
+    peer = Peer(processes, small_disk / "state")
+    peer.start()
+    key = peer.state.key.read_bytes()
+    fill(small_disk)
+    other = network.start(boot=peer)
+    status = peer.process.wait()
+    output = peer.process.output()
+    assert status == 3
+    assert "Traceback" not in output
+    assert sum("no space left" in line for line in output.splitlines()) == 1
+    assert peer.state.key.read_bytes() == key
+    (small_disk / "ballast").unlink()
+    peer.start(boot=other)
+    assert peer.known() == {other.peer_id}
+
+
+# the key -------------------------------------------------------------------------------------------
+
+
+def another_kind_of_key() -> bytes:
+    return ec.generate_private_key(ec.SECP384R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage\n", b"\xff" * 100_000, another_kind_of_key()])
+def test_a_damaged_key_is_told_and_kept(network: Network, content: bytes) -> None:
+    peer = network.start()
+    assert peer.stop() == 0
+    peer.state.key.write_bytes(content)
+    status, line = refusal(peer)
+    assert status == 7
+    assert str(peer.state.key) in line
+    assert peer.state.key.read_bytes() == content
+
+
+def test_half_a_key_is_told_and_kept(network: Network) -> None:
+    peer = network.start()
+    assert peer.stop() == 0
+    half = peer.state.key.read_bytes()[:100]
+    peer.state.key.write_bytes(half)
+    assert refusal(peer)[0] == 7
+    assert peer.state.key.read_bytes() == half
+
+
+def test_the_key_is_private(network: Network) -> None:
+    assert network.start().state.key.stat().st_mode & 0o777 == 0o600
+
+
+# what an earlier life left -------------------------------------------------------------------------
+
+
+def test_the_marker_of_a_killed_daemon_is_removed_first_thing(network: Network) -> None:
+    peer = network.start()
+    peer.kill()
+    stale = peer.boot_done()
+    assert stale is not None
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        peer.launch("--boot", f"127.0.0.1:{silent.getsockname()[1]}")
+        wait_for(lambda: peer.boot_done() is None, what="the stale marker's removal")
+        assert peer.process.alive
+        peer.wait_event("started", count=2)
+        assert peer.boot_done() is None
+        assert peer.stop() == 0
