@@ -127,7 +127,7 @@ def _at_least(option: str, value: int | None, low: int) -> None:
 
 def _above(option: str, value: float | None) -> None:
     if value is not None and not (math.isfinite(value) and 0 < value <= 1e9):
-        raise UsageError(f"{option} {value} must be above 0")
+        raise UsageError(f"{option} {value} must be above 0, at most 1e9")
 
 
 def parse_every(text: str) -> Every:

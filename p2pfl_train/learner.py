@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,15 +23,22 @@ from p2pfl_train.task import Task
 from p2pfl_train.tensors import stored_tensors
 from p2pfl_train.weights import load_published, save_model
 
+SAVE_S = 1.0
+"""The optimiser state is written at most this often: it is as large as the model, and each write waits
+for the disk. A restart loses the momentum of that time; the weights are never behind."""
+
 
 def make_optimiser(model: nn.Module, options: OptimiserOptions) -> Optimizer:
     """SGD with momentum, or Adam, over all parameters that learn."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ModelError("the model has no parameter that learns: give it one that requires a gradient")
+    # The fused step is 5 to 10 % of a small model's time faster; it knows no sparse gradients.
+    fused = not any(getattr(module, "sparse", False) is True for module in model.modules())
+    rate = options.learning_rate
     if options.name == "adam":
-        return torch.optim.Adam(parameters, lr=options.learning_rate)
-    return torch.optim.SGD(parameters, lr=options.learning_rate, momentum=options.momentum)
+        return torch.optim.Adam(parameters, lr=rate, fused=fused)
+    return torch.optim.SGD(parameters, lr=rate, momentum=options.momentum, fused=fused)
 
 
 @dataclass
@@ -49,6 +57,7 @@ class Learner:
     parents: list[Parent] = field(default_factory=list)
     """What was averaged in since the last publication."""
     published: Manifest | None = None
+    _saved_at_s: float = float("-inf")
 
     def __post_init__(self) -> None:
         self.tensors = stored_tensors(self.model)
@@ -100,7 +109,7 @@ class Learner:
         return value
 
     def publish(self, metrics: Mapping[str, float]) -> None:
-        """Writes the model, then the optimiser state and the counters.
+        """Writes the model, then, unless that was done a moment ago, optimiser state and counters.
 
         Raises `WeightsRefused` when the weights are not finite (nothing is written),
         `DirectoryUnusable`.
@@ -116,12 +125,14 @@ class Learner:
         self.published = save_model(self.state.model, self.model, manifest)
         self.counters = replace(self.counters, version=manifest.version)
         self.parents.clear()
-        self.save_counters()
+        if time.monotonic() - self._saved_at_s >= SAVE_S:
+            self.save_counters()
 
     def save_counters(self) -> None:
         """Writes the optimiser state and the counters. Raises `DirectoryUnusable`."""
         if self.optimiser is not None:
             checkpoint.save(self.state.trainer_state, self.optimiser, self.counters)
+            self._saved_at_s = time.monotonic()
 
     def average(self, contributions: Sequence[Contribution], *, own_counts: bool = True) -> None:
         """Averages verified models into the current weights; the optimiser keeps its momentum."""

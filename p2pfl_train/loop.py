@@ -27,7 +27,7 @@ from p2pfl_train.errors import WeightsRefused
 from p2pfl_train.evaluate import Evaluation, Schedule, evaluate
 from p2pfl_train.exchange import LATE_S, Exchange, Outcome, Wish, next_round
 from p2pfl_train.learner import Learner
-from p2pfl_train.report import CycleRecord, Report
+from p2pfl_train.report import CycleRecord, Part, Report
 from p2pfl_train.startup import TaskSource, data_record, make_learner, receive_task
 from p2pfl_train.tasks import build_task, describe
 from p2pfl_train.tensors import layout_of
@@ -105,6 +105,8 @@ class Loop:
             self._cycles_done += 1
             record = CycleRecord(peers=record.peers)
         if self._cycles_done:
+            if self._stop():
+                self._report.say("stopping: one last average (a second interrupt stops at once)")
             self._finish(record)
 
     def _cycle(self, record: CycleRecord) -> None:
@@ -116,11 +118,12 @@ class Loop:
             record.note_trained(self._evaluate(record))
         if trained:
             self._publish(record)
-        self._take_answer(record, self._exchange.take)
+        # Nobody waits for the network here: what this takes is the end of a verification.
+        self._take_answer(record, self._exchange.take, "averaging")
         if self._due():
             self._ask(record, self._options.exchange.deadline_s)
             if self._options.exchange.blocking or not self._trains:
-                self._take_answer(record, partial(self._exchange.wait, self._stop))
+                self._take_answer(record, partial(self._exchange.wait, self._stop), "waiting")
         if evaluating and record.models:
             record.note_averaged(self._evaluate(record))
         if record.models and not self._trains:
@@ -188,11 +191,12 @@ class Loop:
     def _ask(self, record: CycleRecord, deadline_s: float) -> None:
         wish = Wish(self._options.exchange.fan_out, deadline_s, self._learner.counters.task)
         self._asked_at_s = time.monotonic()
-        record.note_asked(self._exchange.ask(wish, self._check))
+        with record.timed("publishing"):
+            record.note_asked(self._exchange.ask(wish, self._check))
 
-    def _take_answer(self, record: CycleRecord, get: Callable[[], Outcome | None]) -> None:
-        """Averages what came, if a round has ended."""
-        with record.timed("waiting"):
+    def _take_answer(self, record: CycleRecord, get: Callable[[], Outcome | None], part: Part) -> None:
+        """Averages what came, if a round has ended; the time of `get` counts as `part`."""
+        with record.timed(part):
             outcome = get()
         if outcome is None:
             return
@@ -238,9 +242,11 @@ class Loop:
             if self._exchange.ready:
                 self._ask(record, min(FINAL_DEADLINE_S, self._options.exchange.deadline_s))
             give_up_at_s = time.monotonic() + FINAL_DEADLINE_S + LATE_S
-            self._take_answer(record, partial(self._exchange.wait, lambda: time.monotonic() >= give_up_at_s))
+            wait = partial(self._exchange.wait, lambda: time.monotonic() >= give_up_at_s)
+            self._take_answer(record, wait, "waiting")
             if record.models:
                 self._publish(record)
+            learner.save_counters()
         everything = learner.task.evaluation
         if self._options.evaluation.final and size_of(everything) > 0:
             with record.timed("evaluating"):

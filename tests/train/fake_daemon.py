@@ -90,9 +90,8 @@ class FakeDaemon:
         """Answers one request now."""
         offers = list(self.offers(request))
         models = [self._fetch(request.round, *offer) for offer in offers]
-        if request.want_task and self.task is not None and models:
-            task = taskfile.read_task(self.task)
-            assert task is not None
+        task = None if self.task is None else taskfile.read_task(self.task)
+        if request.want_task and task is not None and models:
             taskfile.write_task(self.state.fetched_task(request.round), task)
         candidates = len(models) if self.candidates is None else self.candidates
         missing = [FailedFetch(peer_id(99), "refused the connection")] if candidates > len(models) else []

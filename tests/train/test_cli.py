@@ -1,0 +1,236 @@
+"""The command as a person types it: what it prints, and one line and an exit code for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from p2pfl_state.layout import StateDir
+from p2pfl_state.manifest import file_weights_digest, read_header
+from PIL import Image
+
+from p2pfl_train import __main__ as command
+from p2pfl_train import exchange
+from p2pfl_train.config import Every, RunOptions, TrainingOptions, parse_every
+from p2pfl_train.errors import UsageError
+from tests.train.fake_daemon import FakeDaemon
+
+torch.set_num_threads(1)
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> StateDir:
+    """A peer that has learned the digits."""
+    state = StateDir(tmp_path_factory.mktemp("cli") / "peer")
+    with FakeDaemon(state), pytest.MonkeyPatch.context() as patch:
+        arguments = ["--state", str(state.root), "--data", "digits", "--cycles", "30", "--seed", "3"]
+        patch.setattr(sys, "argv", ["p2pfl-train", "run", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            command.main()
+    assert caught.value.code == 0
+    return state
+
+
+def call(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the command."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["p2pfl-train", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            command.main()
+    code = caught.value.code
+    assert isinstance(code, int)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def fails(capsys: Capture, code: int, *arguments: object) -> str:
+    """The one line that a wrong call prints."""
+    found, _, err = call(capsys, *arguments)
+    assert found == code, err
+    assert err.startswith("p2pfl-train: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def test_help_is_quick_and_documents_the_exit_codes() -> None:
+    program = (
+        "import sys, p2pfl_train.__main__ as m\n"
+        "try: m.app(['run', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    for word in ("Exit codes", "--fan-out", "--accept-arch", "--receive-timeout", "--target-accuracy"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "words"),
+    [
+        (2, ["--shard", "11/10"], "shards of 10"),
+        (2, ["--shard", "0/10"], "shards of 10"),
+        (2, ["--optimizer", "magic"], "sgd or adam"),
+        (2, ["--aggregate-every", "often"], "1 (cycles) or 2s"),
+        (2, ["--local-steps", "3", "--local-epochs", "1"], "give one"),
+        (2, ["--local-steps", "0"], "--local-steps"),
+        (2, ["--batch-size", "0"], "--batch-size"),
+        (2, ["--lr", "nan"], "--lr"),
+        (2, ["--momentum", "1"], "--momentum"),
+        (2, ["--fan-out", "1000"], "--fan-out"),
+        (2, ["--deadline", "0"], "--deadline"),
+        (2, ["--target-accuracy", "95"], "--target-accuracy"),
+        (2, ["--accept-arch", "abc"], "SHA-256"),
+        (2, ["--model-arg", "hidden"], "--model-arg"),
+        (6, ["--data", "nowhere"], "nowhere"),
+        (7, ["--model", "gpt"], "unknown model"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    capsys: Capture, tmp_path: Path, code: int, arguments: list[str], words: str
+) -> None:
+    start = ["run", "--state", tmp_path / "s", "--data", "digits", *arguments]
+    assert words in fails(capsys, code, *start)
+
+
+def test_an_unknown_option_is_a_usage_error(capsys: Capture) -> None:
+    code, _, err = call(capsys, "run", "--state", "s", "--bogus")
+    assert code == 2
+    assert "--bogus" in err
+
+
+def test_without_a_daemon_the_exit_code_is_4(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "BOOT_PATIENCE_S", 0.0)
+    line = fails(capsys, 4, "run", "--state", tmp_path / "s", "--data", "digits")
+    assert "p2pfl-net serve" in line
+
+
+def test_a_directory_that_cannot_be_made_is_exit_code_3(capsys: Capture, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    fails(capsys, 3, "run", "--state", tmp_path / "file" / "s", "--data", "digits")
+
+
+def test_a_foreign_directory_is_exit_code_3(capsys: Capture, tmp_path: Path) -> None:
+    (tmp_path / "home.json").write_text('{"contract": 1, "host": "another", "inode": 1}')
+    assert "another host" in fails(capsys, 3, "run", "--state", tmp_path, "--data", "digits")
+
+
+def test_the_published_model_recognises_the_digits(capsys: Capture, trained: StateDir) -> None:
+    code, out, _ = call(capsys, "evaluate", "--state", trained.root, "--json")
+    assert code == 0
+    measured = json.loads(out)
+    assert measured["accuracy"] > 0.9
+    assert measured["examples"] == sum(map(sum, measured["confusion"])) > 300
+    assert len(measured["class_accuracies"]) == len(measured["classes"]) == 10
+    final = json.loads(trained.metrics.read_text().splitlines()[-1])
+    assert measured["accuracy"] == pytest.approx(final["accuracy_trained"])
+    code, table, _ = call(capsys, "evaluate", "--state", trained.root)
+    assert code == 0
+    assert f"{measured['accuracy']:.4f}" in table
+
+
+def test_predict_names_the_class_of_an_image(capsys: Capture, trained: StateDir, tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    paths, wanted = [], []
+    for index in range(8):
+        pixels = np.rint(bunch.images[index] * (255 / 16)).astype(np.uint8)
+        paths.append(tmp_path / f"{index}.png")
+        Image.fromarray(pixels).save(paths[-1])
+        wanted.append(str(bunch.target[index]))
+    code, out, _ = call(capsys, "predict", "--state", trained.root, "--json", *paths)
+    assert code == 0
+    results = [json.loads(line) for line in out.splitlines()]
+    assert sum(result["class"] == label for result, label in zip(results, wanted, strict=True)) >= 7
+    for result in results:
+        assert sum(result["probabilities"].values()) == pytest.approx(1.0, abs=1e-4)
+        assert result["probability"] == max(result["probabilities"].values())
+    code, out, _ = call(capsys, "predict", "--state", trained.root, paths[0])
+    assert code == 0
+    assert str(paths[0]) in out
+    (tmp_path / "no.png").write_text("no image")
+    assert "no.png" in fails(capsys, 6, "predict", "--state", trained.root, tmp_path / "no.png")
+
+
+def test_a_directory_without_a_model_is_exit_code_8(capsys: Capture, tmp_path: Path) -> None:
+    assert "nothing is published" in fails(capsys, 8, "evaluate", "--state", tmp_path)
+
+
+def test_a_damaged_model_is_exit_code_8(capsys: Capture, trained: StateDir, tmp_path: Path) -> None:
+    copy = StateDir(tmp_path)
+    copy.task.write_bytes(trained.task.read_bytes())
+    data = trained.model.read_bytes()
+    for damaged in (data[:-1], data[:-1] + bytes([data[-1] ^ 4])):
+        copy.model.write_bytes(damaged)
+        fails(capsys, 8, "predict", "--state", copy.root, "x.png")
+
+
+def test_evaluate_needs_labelled_data(capsys: Capture, trained: StateDir, tmp_path: Path) -> None:
+    """A directory without the trainer's own file does not say which data it was."""
+    copy = StateDir(tmp_path)
+    copy.task.write_bytes(trained.task.read_bytes())
+    copy.model.write_bytes(trained.model.read_bytes())
+    assert "--data" in fails(capsys, 6, "evaluate", "--state", copy.root)
+    code, out, _ = call(capsys, "evaluate", "--state", copy.root, "--data", "digits", "--json")
+    assert code == 0
+    assert json.loads(out)["accuracy"] > 0.9
+
+
+def test_plot_draws_from_the_directory(capsys: Capture, trained: StateDir, tmp_path: Path) -> None:
+    code, out, _ = call(capsys, "plot", trained.root, "--out", tmp_path / "plots")
+    assert code == 0
+    assert out.splitlines()
+    assert all(Path(line).stat().st_size > 0 for line in out.splitlines())
+    fails(capsys, 6, "plot", tmp_path / "missing")
+
+
+def test_a_full_disk_is_one_line_and_the_published_model_stays(trained: StateDir, tmp_path: Path) -> None:
+    """A file may grow to 100 KiB and the model needs more, which is as far as a full disk lets it come."""
+    state = StateDir(tmp_path / "peer")
+    state.root.mkdir()
+    for source, target in ((trained.model, state.model), (trained.task, state.task)):
+        target.write_bytes(source.read_bytes())
+    before = state.model.read_bytes()
+    assert len(before) > 100 * 1024
+    arguments = f"run --state {state.root} --data digits --cycles 1"
+    program = f"ulimit -f 100; exec {sys.executable} -m p2pfl_train {arguments}"
+    with FakeDaemon(state):
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.startswith("p2pfl-train: ")
+    assert done.stderr.count("\n") == 1
+    assert state.model.read_bytes() == before
+    assert not list(state.root.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("text", "period"), [("1", Every(cycles=1)), (" 20 ", Every(cycles=20)), ("0.5s", Every(seconds=0.5))]
+)
+def test_a_period_is_in_cycles_or_seconds(text: str, period: Every) -> None:
+    assert parse_every(text) == period
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "-1", "1.5", "s", "2m", "1e3s", "nan"])
+def test_other_periods_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--aggregate-every"):
+        parse_every(text)
+
+
+def test_the_default_options_are_valid(tmp_path: Path) -> None:
+    RunOptions(tmp_path).check()
+    assert TrainingOptions().local_steps == 10
+
+
+def test_the_published_file_is_whole(trained: StateDir) -> None:
+    assert file_weights_digest(trained.model) == read_header(trained.model).manifest().weights
