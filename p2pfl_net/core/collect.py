@@ -109,9 +109,9 @@ class Collector:
         if active is None or self._round is None:
             return []
         active.progressed_at = now
-        elapsed_s = now - active.started
-        expected_s = elapsed_s * event.size_bytes / max(1, event.received_bytes)
-        active.slow = active.started + expected_s > self._round.deadline
+        if event.received_bytes > 0:  # the header alone says nothing of the rate
+            expected_s = (now - active.started) * event.size_bytes / event.received_bytes
+            active.slow = active.started + expected_s > self._round.deadline
         self._advance(now)
         return self._take_outputs()
 

@@ -167,7 +167,8 @@ class RoundFiles:
         if task is None:
             assert failure is not None
             raise failure
-        write_task(self._state.fetched_task(order.round), task)
+        with self._lock:  # the fetches of a round share this one file
+            write_task(self._state.fetched_task(order.round), task)
 
 
 def _link(source: Path, target: Path) -> None:
