@@ -83,7 +83,7 @@ def run(
     target_accuracy: opt.TargetAccuracy = None,
     evaluate_every: opt.EvaluateEvery = None,
     evaluate_examples: opt.EvaluateExamples = 500,
-    final_evaluation: opt.FinalEvaluation = True,
+    final_evaluation: opt.FinalEvaluation = None,
 ) -> None:
     """Train, publish and average until stopped. SIGTERM or Ctrl-C averages once more and publishes."""
     if local_steps is not None and local_epochs is not None:

@@ -82,8 +82,8 @@ class EvaluationOptions:
     """None: as often as a tenth of the time allows."""
     examples: int = 500
     """A fixed, stratified part of the evaluation data."""
-    final: bool = True
-    """Measure on all evaluation data at the end."""
+    final: bool | None = None
+    """Measure on all evaluation data at the end. None: also after a signal only if it takes moments."""
 
 
 @dataclass(frozen=True)

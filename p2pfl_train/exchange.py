@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from p2pfl_state.errors import MalformedFile, UnknownContract
 from p2pfl_state.layout import StateDir
 from p2pfl_state.lock import is_held
 from p2pfl_state.markers import (
@@ -75,9 +76,21 @@ class _Outstanding:
 
 
 def next_round(state: StateDir, remembered: int) -> int:
-    """The first round that no life of this trainer has asked for. Raises `StateError`."""
-    request, answer = read_request(state), read_answer(state)
-    return 1 + max(remembered, request.round if request else 0, answer.round if answer else 0)
+    """The first round that no life of this trainer has asked for.
+
+    A marker that a power failure left damaged counts for nothing. Raises `StateError`.
+    """
+    rounds = [remembered]
+    for read in (read_request, read_answer):
+        try:
+            marker = read(state)
+        except UnknownContract:
+            raise
+        except MalformedFile:
+            continue
+        if marker is not None:
+            rounds.append(marker.round)
+    return 1 + max(rounds)
 
 
 def judge(answer: AggregateAnswer) -> str | None:

@@ -37,6 +37,8 @@ FINAL_DEADLINE_S = 5.0
 """The last request may take this long at most: whoever stops us does not want to wait."""
 RECEIVE_PAUSE_S = 1.0
 """Between two requests of a peer that has nothing to train on, unless a period is given."""
+FINAL_EVALUATION_S = 5.0
+"""Who stops us by a signal waits at most about this long for the last measurement, unless asked for."""
 MAX_DIVERGED = 3
 """So many cycles in a row may end in NaN before we give up."""
 
@@ -97,6 +99,7 @@ class Loop:
         self._diverged = 0
         self._asked_at_s = float("-inf")
         self._reached_target = False
+        self._example_s: float | None = None
 
     def run(self, record: CycleRecord) -> None:
         """Cycles until the end, then one last average. `record` has what happened at the start."""
@@ -212,8 +215,18 @@ class Loop:
         before_s = record.seconds.get("evaluating", 0.0)
         with record.timed("evaluating"):
             measured = evaluate(self._learner.model, self._learner.task, self._part)
-        self._schedule.spent(record.seconds["evaluating"] - before_s)
+        spent_s = record.seconds["evaluating"] - before_s
+        self._schedule.spent(spent_s)
+        self._example_s = spent_s / size_of(self._part)
         return measured
+
+    def _measures_at_the_end(self) -> bool:
+        examples = size_of(self._learner.task.evaluation)
+        wanted = self._options.evaluation.final
+        if wanted is None and self._stop():
+            # Both models, on everything, in a process that others may share the processor with.
+            wanted = self._example_s is not None and 2 * examples * self._example_s <= FINAL_EVALUATION_S
+        return examples > 0 and wanted is not False
 
     def _write(self, record: CycleRecord, *, final: bool = False) -> None:
         record.cycle, record.version = self._learner.counters.cycle, self._learner.counters.version
@@ -248,7 +261,7 @@ class Loop:
                 self._publish(record)
             learner.save_counters()
         everything = learner.task.evaluation
-        if self._options.evaluation.final and size_of(everything) > 0:
+        if self._measures_at_the_end():
             with record.timed("evaluating"):
                 if record.models:
                     record.note_averaged(evaluate(learner.model, learner.task, everything))

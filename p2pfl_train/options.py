@@ -125,10 +125,10 @@ EvaluateExamples = Annotated[
     int, typer.Option(help="How many, the same every time.", rich_help_panel=_EVALUATION)
 ]
 FinalEvaluation = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--final-evaluation/--no-final-evaluation",
-        help="Measure on all evaluation data at the end.",
+        help="Measure on all evaluation data at the end; by default, after a signal only if it is quick.",
         rich_help_panel=_EVALUATION,
     ),
 ]

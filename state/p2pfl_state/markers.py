@@ -16,14 +16,18 @@ from typing import Any
 from p2pfl_state import atomic
 from p2pfl_state.fields import INSTANCE, Fields, parse_object
 from p2pfl_state.layout import CONTRACT_VERSION, StateDir
-from p2pfl_state.manifest import Manifest
+from p2pfl_state.manifest import MAX_MANIFEST_BYTES, Manifest
 
-MAX_MARKER_BYTES = 4 << 20
-"""Bound of a marker file; an answer for `MAX_FAN_OUT` models with their manifests stays below it."""
 MAX_FAN_OUT = 256
+MAX_FAILED = 4 * MAX_FAN_OUT
+"""Failures that an answer lists; further ones are left out."""
 MAX_REASON = 500
+MAX_MARKER_BYTES = 4 * MAX_FAN_OUT * MAX_MANIFEST_BYTES
+"""Bound of a marker file. An answer with `MAX_FAN_OUT` of the largest manifests stays below it, also
+where JSON spells their text at three times its length."""
 
 _ONE_LINE = re.compile(r"[^\x00-\x1f]*")
+_CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 def new_instance() -> str:
@@ -189,7 +193,7 @@ class FailedFetch:
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        return {"peer_id": self.peer_id, "reason": self.reason[:MAX_REASON]}
+        return {"peer_id": self.peer_id, "reason": _CONTROL.sub(" ", self.reason[:MAX_REASON])}
 
     @classmethod
     def read(cls, value: Any) -> FailedFetch:
@@ -224,7 +228,7 @@ class AggregateAnswer:
             "instance": self.instance,
             "round": self.round,
             "models": [model.to_json() for model in self.models],
-            "failed": [failure.to_json() for failure in self.failed],
+            "failed": [failure.to_json() for failure in self.failed[:MAX_FAILED]],
             "candidates": self.candidates,
             "peers": self.peers,
             "seconds": round(self.seconds, 6),
@@ -239,7 +243,7 @@ class AggregateAnswer:
             instance=fields.text("instance", pattern=INSTANCE),
             round=fields.integer("round"),
             models=tuple(FetchedModel.read(v) for v in fields.items("models", limit=MAX_FAN_OUT)),
-            failed=tuple(FailedFetch.read(v) for v in fields.items("failed", limit=4 * MAX_FAN_OUT)),
+            failed=tuple(FailedFetch.read(v) for v in fields.items("failed", limit=MAX_FAILED)),
             candidates=fields.integer("candidates"),
             peers=fields.integer("peers"),
             seconds=fields.number("seconds"),
@@ -248,10 +252,14 @@ class AggregateAnswer:
 
 
 def _write(path: Path, marker: BootDone | AggregateRequest | AggregateAnswer) -> None:
-    """Writes a marker after reading its own JSON back: what we write, we can read."""
+    """Writes a marker after reading its own JSON back: what we write, we can read.
+
+    It is renamed into place but not synced: it speaks to a process that lives now, and a crash of the
+    machine ends both.
+    """
     value = marker.to_json()
     type(marker).parse(atomic.encode_json(value))
-    atomic.write_json(path, value)
+    atomic.write_json(path, value, durable=False)
 
 
 def write_boot_done(state: StateDir, marker: BootDone) -> None:
