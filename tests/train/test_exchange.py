@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from p2pfl_state import atomic, markers
+from p2pfl_state.errors import UnknownContract
 from p2pfl_state.layout import StateDir
 from p2pfl_state.markers import AggregateAnswer, BootDone, Refusal, new_instance
 
@@ -248,3 +249,11 @@ def test_waiting_can_be_given_up_and_the_request_stays(state: StateDir, exchange
 def test_a_pause_ends_when_told(exchange: Exchange) -> None:
     looks = iter(range(2))
     exchange.pause(1e6, lambda: next(looks, None) is None)
+
+
+def test_a_damaged_marker_counts_for_nothing_but_an_unknown_contract_stops(state: StateDir) -> None:
+    state.aggregate.write_bytes(b"\0" * 40)
+    assert next_round(state, 7) == 8
+    state.aggregate.write_bytes(b'{"contract": 999}')
+    with pytest.raises(UnknownContract):
+        next_round(state, 7)

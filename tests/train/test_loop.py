@@ -533,3 +533,17 @@ def test_every_line_of_metrics_is_json_with_the_fields_of_the_contract(
         assert all(line[f"seconds_{part}"] >= 0 for part in parts)
     answered = [json.loads(text) for text in state.metrics.read_text().splitlines()]
     assert any(line["collection_seconds"] is not None and line["network_peers"] == 1 for line in answered)
+
+
+@pytest.mark.parametrize(("patience_s", "measured"), [(0.0, False), (1e9, True)])
+def test_after_a_signal_the_last_measurement_must_be_quick(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch, patience_s: float, measured: bool
+) -> None:
+    monkeypatch.setattr(loop, "FINAL_EVALUATION_S", patience_s)
+    with FakeDaemon(state):
+        run(
+            state,
+            stop=lambda: len(lines(state)[0]) >= 2 if state.metrics.exists() else False,
+            evaluation=EvaluationOptions(every_cycles=1),
+        )
+    assert (lines(state)[1][0]["accuracy_trained"] is not None) == measured
