@@ -2,7 +2,8 @@
 
 The subset is uniform over the candidates: they are shuffled once and taken in that order. A peer that
 fails is replaced by the next; one that is slow keeps its fetch, but the next is asked beside it, and
-whoever finishes first counts. A round is always answered, at its deadline at the latest.
+whoever finishes first counts; one that has gone silent is given up when there is no room beside it. A
+round is always answered, at its deadline at the latest.
 """
 
 from __future__ import annotations
@@ -166,11 +167,28 @@ class Collector:
         healthy = sum(not active.slow for active in current.active.values())
         return healthy < wanted and len(current.active) < 2 * current.ask.fan_out
 
+    def _make_room(self, current: _Round, now: float) -> bool:
+        """Gives up the fetch that has been silent longest, if it stands in the way of an untried peer."""
+        silent = [
+            (active.progressed_at, fetch)
+            for fetch, active in current.active.items()
+            if now >= active.progressed_at + self._params.stall_s
+        ]
+        if len(current.active) < 2 * current.ask.fan_out or not (silent and current.untried):
+            return False
+        fetch = min(silent)[1]
+        peer_id = current.active.pop(fetch).peer_id
+        reason = f"no byte for {self._params.stall_s:g} s"
+        current.failed[peer_id] = reason
+        self._out.append(CancelFetch(fetch))
+        self._out.append(Note("fetch_failed", {"peer": peer_id, "reason": reason}))
+        return self._has_room(current)
+
     def _advance(self, now: float) -> None:
         """Starts what should run now, and ends the round when it is over."""
         current = self._round
         assert current is not None
-        while now < current.deadline and self._has_room(current):
+        while now < current.deadline and (self._has_room(current) or self._make_room(current, now)):
             if current.untried:
                 peer_id = current.untried.pop()
             elif current.busy and current.busy[0][0] <= now:

@@ -23,6 +23,9 @@ CallId = NewType("CallId", int)
 """A request of somebody else's that waits for our reply."""
 FetchId = NewType("FetchId", int)
 
+MAX_INCARNATION = 2**53
+"""Bound of incarnations, in messages too. Unix seconds plus refutations stay far below."""
+
 
 class Status(IntEnum):
     """In the order in which one overrides another at the same incarnation."""
@@ -51,6 +54,18 @@ class Record:
     def is_newer_than(self, other: Record) -> bool:
         return (self.incarnation, self.status) > (other.incarnation, other.status)
 
+    def contradicts(self, other: Record) -> bool:
+        """Whether whoever holds this is not up to date with `other`, said by the peer itself.
+
+        It is newer, or as new but of an earlier life: both lives began in about the same second.
+        """
+        if self.is_newer_than(other):
+            return True
+        return (self.incarnation, self.status) == (other.incarnation, other.status) and (
+            (self.task, self.published) != (other.task, other.published)
+            or any(a not in other.addresses for a in self.addresses if not a.is_loopback)
+        )
+
 
 # messages ------------------------------------------------------------------------------------------
 
@@ -62,7 +77,8 @@ class Sender:
     record: Record
     model_version: int = 0
     candidates: tuple[Address, ...] = ()
-    """Addresses that the sender would like to have dialled, to learn whether they reach it."""
+    """Addresses that the sender would like to have dialled, to learn whether they reach it. Told when
+    it joins, in its first probes, and as long as the receiver could not reach it otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

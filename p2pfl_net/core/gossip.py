@@ -43,12 +43,12 @@ def visible_to(record: Record, *, to_loopback: bool) -> Record | None:
 
     None when a live peer could not be reached by what is left.
     """
-    if to_loopback:
-        return record
-    addresses = tuple(address for address in record.addresses if not address.is_loopback)
-    if record.is_live and not addresses:
-        return None
-    return replace_addresses(record, addresses)
+    visible = record if to_loopback else without_loopback(record)
+    return None if visible.is_live and not visible.addresses else visible
+
+
+def without_loopback(record: Record) -> Record:
+    return replace_addresses(record, tuple(a for a in record.addresses if not a.is_loopback))
 
 
 def replace_addresses(record: Record, addresses: tuple[Address, ...]) -> Record:

@@ -36,6 +36,9 @@ class Params:
     boot_backoff_s: float = 0.1
     """First pause between attempts at the boot peers; doubles up to `boot_backoff_max_s`."""
     boot_backoff_max_s: float = 2.0
+    candidate_offers: int = 10
+    """Probes that ask to have our unconfirmed addresses dialled, after the start and after each doubt
+    about us. A guess: enough that lost messages never leave a peer without its best address."""
     goodbye_fan_out: int = 5
     """Peers told directly of a clean stop; gossip tells the rest. A guess."""
     goodbye_timeout_s: float = 0.8

@@ -47,7 +47,8 @@ class Reachability:
     def confirm(self, dialled: Address) -> bool:
         """A call came in that had dialled `dialled`. Whether that is news.
 
-        Only a candidate can be confirmed: nobody can make us announce a stranger's address.
+        Only a candidate can be confirmed, an address of our interfaces or what the boot peer saw: nobody
+        else can make us announce a stranger's address. The boot peer is whom the operator trusts.
         """
         if self._advertise is not None:
             return False

@@ -53,17 +53,27 @@ class ProbeOrder:
     def __init__(self, random: Random) -> None:
         self._random = random
         self._queue: list[PeerId] = []
+        self._queued: set[PeerId] = set()
 
     def next(self, live: Sequence[PeerId], is_live: Callable[[PeerId], bool]) -> PeerId | None:
         """The next live peer to probe, None when there is none."""
         while self._queue:
-            peer_id = self._queue.pop()
+            peer_id = self._pop()
             if is_live(peer_id):
                 return peer_id
         self._queue = list(live)
+        self._queued = set(self._queue)
         self._random.shuffle(self._queue)
-        return self._queue.pop() if self._queue else None
+        return self._pop() if self._queue else None
+
+    def _pop(self) -> PeerId:
+        peer_id = self._queue.pop()
+        self._queued.discard(peer_id)
+        return peer_id
 
     def add(self, peer_id: PeerId) -> None:
-        """Puts a new peer at a random place of the current round."""
+        """Puts a new peer at a random place of the current round; one that returns may still be in it."""
+        if peer_id in self._queued:
+            return
+        self._queued.add(peer_id)
         self._queue.insert(self._random.randint(0, len(self._queue)), peer_id)

@@ -38,14 +38,12 @@ class Member:
     """When it last answered or called us, in the core's time; None: only heard of."""
     model_version: int = 0
     """As it last told us directly."""
-    route: int = 0
-    """Index of the address that last worked."""
+    route: Address | None = None
+    """The address that last worked."""
 
     def addresses(self) -> tuple[Address, ...]:
         """Candidate addresses, the one that last worked first."""
-        known = self.record.addresses
-        start = self.route % len(known) if known else 0
-        return known[start:] + known[:start]
+        return tuple(sorted(self.record.addresses, key=lambda address: address != self.route))
 
 
 class Table:
@@ -68,19 +66,32 @@ class Table:
     def live_members(self) -> Iterator[Member]:
         return (self._members[peer_id] for peer_id in self.live.members())
 
-    def merge(self, record: Record, now: float) -> Change | None:
-        """Takes `record` in if it is news. Returns what changed for a reader of the list."""
+    def merge(self, record: Record, now: float, *, whole: bool = False) -> Change | None:
+        """Takes `record` in if it is news. Returns what changed for a reader of the list.
+
+        `whole`: this is the peer's own word over loopback, so it tells all its loopback addresses. Any
+        other record says nothing about them, and those that we have stay.
+        """
         assert record.peer_id != self._me
         member = self._members.get(record.peer_id)
         if member is None:
             return self._insert(record, now)
         old = member.record
+        if whole:
+            kept = tuple(a for a in old.addresses if not a.is_loopback or a in record.addresses)
+            member.record = old = replace_addresses(old, kept or old.addresses)
         if not record.is_newer_than(old):
             if (record.incarnation, record.status) == (old.incarnation, old.status):
                 return self._join_addresses(member, record)
             return None
         if not record.addresses:  # somebody's word of a death may carry none
             record = replace_addresses(record, old.addresses)
+        elif not whole:
+            loopback = tuple(a for a in old.addresses if a.is_loopback and a not in record.addresses)
+            limit = self._params.max_addresses
+            record = replace_addresses(record, (*record.addresses, *loopback)[:limit])
+        if record.is_live and not record.addresses:  # a tombstone that never had one
+            return None
         member.record = record
         self._schedule(record, now)
         if record.is_live:
@@ -124,6 +135,16 @@ class Table:
         )
         self._entered += 1
         heapq.heappush(self._deadlines, (now + patience, self._entered, record.peer_id, record))
+        if len(self._deadlines) > 2 * len(self._members) + 64:  # peers that come and go leave old ones
+            self._deadlines = [entry for entry in self._deadlines if self._is_current(entry[3])]
+            heapq.heapify(self._deadlines)
+
+    def _is_current(self, record: Record) -> bool:
+        member = self._members.get(record.peer_id)
+        return member is not None and (member.record.incarnation, member.record.status) == (
+            record.incarnation,
+            record.status,
+        )
 
     def next_deadline(self) -> float | None:
         """When the next suspicion or tombstone runs out."""
@@ -134,15 +155,10 @@ class Table:
         dead: list[Record] = []
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, peer_id, record = heapq.heappop(self._deadlines)
-            member = self._members.get(peer_id)
-            current = member.record if member is not None else None
-            if current is None or (current.incarnation, current.status) != (
-                record.incarnation,
-                record.status,
-            ):
+            if not self._is_current(record):
                 continue
             if record.status is Status.SUSPECT:
-                dead.append(replace(current, status=Status.DEAD))
+                dead.append(replace(self._members[peer_id].record, status=Status.DEAD))
             else:
                 del self._members[peer_id]
         return dead

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 
 from p2pfl_proto.v1 import membership_pb2 as pb
 
-from p2pfl_net.core.events import Ack, Join, JoinReply, Ping, Record, Sender, Status
+from p2pfl_net.core.events import MAX_INCARNATION, Ack, Join, JoinReply, Ping, Record, Sender, Status
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest, parse_ip
 from p2pfl_net.errors import MalformedMessage
 
@@ -18,7 +19,6 @@ DIGEST_BYTES = 32
 MAX_ADDRESSES = 8
 MAX_RECORDS = 20_000
 MAX_UPDATES = 128
-MAX_INCARNATION = 2**53
 MAX_VERSION = 2**53
 
 
@@ -39,9 +39,7 @@ def encode_join_reply(message: JoinReply) -> pb.JoinReply:
 
 
 def decode_join_reply(message: pb.JoinReply) -> JoinReply:
-    host = parse_ip(message.observed_host)
-    if host is None:
-        raise MalformedMessage("observed_host is not an IP address")
+    host = _decode_host(message.observed_host, "observed_host")
     return JoinReply(_decode_sender(message.sender), host, _decode_records(message.records, MAX_RECORDS))
 
 
@@ -153,16 +151,27 @@ def _encode_address(address: Address) -> pb.Address:
 
 
 def _decode_address(message: pb.Address) -> Address:
-    host = parse_ip(message.host)
-    if host is None:
-        raise MalformedMessage("an address is not an IP address")
+    host = _decode_host(message.host, "an address")
     if not 1 <= message.port <= 65535:
         raise MalformedMessage("a port is out of range")
     return Address(host, message.port)
+
+
+def _decode_host(host: str, what: str) -> str:
+    """An IP literal in its normal form. A zone (`fe80::1%eth0`) means nothing on another machine."""
+    literal = None if "%" in host else parse_ip(host)
+    if literal is None:
+        raise MalformedMessage(f"{what} is not an IP address")
+    return literal
 
 
 def _decode_addresses(messages: Iterable[pb.Address]) -> tuple[Address, ...]:
     listed = list(messages)
     if len(listed) > MAX_ADDRESSES:
         raise MalformedMessage(f"more than {MAX_ADDRESSES} addresses of one peer")
-    return tuple(dict.fromkeys(_decode_address(message) for message in listed))
+    addresses = tuple(dict.fromkeys(_decode_address(message) for message in listed))
+    for address in addresses:
+        ip = ipaddress.ip_address(address.host)
+        if ip.is_unspecified or ip.is_multicast:  # dialling 0.0.0.0 reaches the dialling machine itself
+            raise MalformedMessage("an address at which no peer can be reached")
+    return addresses
