@@ -1,0 +1,194 @@
+"""Joining through boot peers: patience, several of them, itself, and peers of an earlier life."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from p2pfl_net.core.boot import BootAttempts
+from p2pfl_net.core.events import (
+    Answered,
+    BootFailed,
+    Join,
+    Joined,
+    JoinReply,
+    Refuse,
+    Send,
+    Sender,
+    Start,
+    Stop,
+)
+from p2pfl_net.core.ids import Address
+from p2pfl_net.core.params import Params
+from tests.core.network import Network, Peer
+
+NOWHERE = Address("10.7.7.7", 8000)
+ELSEWHERE = Address("10.7.7.8", 8000)
+
+
+def joins(peer: Peer) -> list[tuple[float, Address]]:
+    return [
+        (at, out.address) for at, out in peer.outputs if isinstance(out, Send) and type(out.message) is Join
+    ]
+
+
+def verdicts(peer: Peer) -> list[Joined | BootFailed]:
+    return [out for _, out in peer.outputs if isinstance(out, Joined | BootFailed)]
+
+
+def test_a_peer_without_boot_is_the_first() -> None:
+    network = Network(1)
+    first = network.start(network.peer("first"))
+    assert verdicts(first) == [Joined(first=True)]
+
+
+def test_a_boot_peer_that_is_late_is_asked_until_it_is_there() -> None:
+    network = Network(1)
+    late = network.peer("late")
+    network.kill(late)
+    peer = network.start(network.peer("peer"), network.address(late), timeout_s=30.0)
+    network.run(9)
+    assert verdicts(peer) == []
+    late = network.start(network.peer("late again", late.machine))
+    assert network.run_until(network.converged, 2.5) is not None
+    assert verdicts(peer) == [Joined(first=False)]
+
+
+def test_the_pauses_grow_up_to_a_bound_and_the_last_reason_is_told_at_the_time_out() -> None:
+    network = Network(1)
+    peer = network.start(network.peer("peer"), NOWHERE, timeout_s=20.0)
+    assert network.run_until(lambda: bool(verdicts(peer)), 19.9) is None
+    assert network.run_until(lambda: bool(verdicts(peer)), 0.2) is not None
+    assert verdicts(peer) == [BootFailed(f"{NOWHERE}: connection refused")]
+    times = [at for at, _ in joins(peer)]
+    pauses = [after - before for before, after in itertools.pairwise(times)]
+    params = network.params
+    for number, pause_s in enumerate(pauses[:-1]):
+        expected = min(params.boot_backoff_s * 2**number, params.boot_backoff_max_s)
+        assert pause_s == pytest.approx(expected, abs=0.03), number
+
+
+def test_a_silent_boot_peer_ends_at_the_time_out_too() -> None:
+    network = Network(1)
+    silent = network.peer("silent")
+    silent.frozen = True
+    peer = network.start(network.peer("peer"), network.address(silent), timeout_s=4.0)
+    network.run(4.1)
+    (verdict,) = verdicts(peer)
+    assert isinstance(verdict, BootFailed)
+    assert "no answer within" in verdict.reason
+
+
+def test_of_several_boot_peers_one_is_enough() -> None:
+    network = Network(1)
+    first = network.start(network.peer("first"))
+    peer = network.start(network.peer("peer"), NOWHERE, ELSEWHERE, network.address(first))
+    assert network.run_until(network.converged, 1.0) is not None
+    assert [address for _, address in joins(peer)] == [NOWHERE, ELSEWHERE, network.address(first)]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.1"])
+def test_a_peer_that_boots_to_itself_is_the_first(host: str) -> None:
+    network = Network(1)
+    peer = network.peer("peer")
+    network.start(peer, Address(host, 8000))
+    network.run(2)
+    assert verdicts(peer) == [Joined(first=True)]
+    assert peer.view == set()
+
+
+def test_itself_among_others_is_struck_from_the_list() -> None:
+    network = Network(1)
+    other = network.start(network.peer("other"))
+    peer = network.peer("peer")
+    network.start(peer, network.address(peer), Address("127.0.0.1", 8000), network.address(other))
+    assert network.run_until(network.converged, 1.0) is not None
+    assert verdicts(peer) == [Joined(first=False)]
+
+
+def test_itself_and_nobody_else_that_answers_is_a_failure() -> None:
+    network = Network(1)
+    peer = network.peer("peer")
+    network.start(peer, network.address(peer), NOWHERE, timeout_s=5.0)
+    network.run(6)
+    assert verdicts(peer) == [BootFailed(f"{NOWHERE}: connection refused")]
+
+
+def test_two_peers_that_boot_to_each_other_both_join() -> None:
+    network = Network(1)
+    first, second = network.peer("first"), network.peer("second")
+    network.start(first, network.address(second))
+    network.start(second, network.address(first))
+    assert network.run_until(network.converged, 2.0) is not None
+    assert [verdicts(peer) for peer in (first, second)] == [[Joined(first=False)]] * 2
+
+
+def test_remembered_peers_are_tried_once_each_and_then_it_stands_alone() -> None:
+    network = Network(1)
+    peer = network.start(network.peer("peer"), NOWHERE, ELSEWHERE, timeout_s=5.0, required=False)
+    assert network.run_until(lambda: bool(verdicts(peer)), 1.0) is not None
+    assert verdicts(peer) == [Joined(first=True)]
+    assert [address for _, address in joins(peer)] == [NOWHERE, ELSEWHERE]
+
+
+def test_remembered_peers_that_are_silent_do_not_end_the_daemon() -> None:
+    network = Network(1)
+    silent = [network.peer(f"silent {number}") for number in range(5)]
+    for peer in silent:
+        peer.frozen = True
+    alone = network.peer("alone")
+    network.start(alone, *map(network.address, silent), timeout_s=5.0, required=False)
+    assert network.run_until(lambda: bool(verdicts(alone)), 5.1) is not None
+    assert verdicts(alone) == [Joined(first=True)]
+
+
+def test_a_remembered_peer_that_lives_is_joined() -> None:
+    network = Network(1)
+    old = network.start(network.peer("old"))
+    network.start(network.peer("peer"), NOWHERE, network.address(old), timeout_s=5.0, required=False)
+    assert network.run_until(network.converged, 1.0) is not None
+
+
+def test_a_stop_while_joining_ends_the_attempts() -> None:
+    network = Network(1)
+    peer = network.start(network.peer("peer"), NOWHERE)
+    network.run(1)
+    network.handle(peer, Stop())
+    assert not peer.alive
+    assert verdicts(peer) == []
+
+
+def test_an_answer_that_comes_twice_or_too_late_changes_nothing() -> None:
+    network = Network(1)
+    other = network.peer("other")
+    reply = JoinReply(Sender(other.node.membership.me), "10.0.0.2", ())
+    peer = network.peer("peer")
+    (send,) = (out for out in peer.node.handle(Start((NOWHERE,), 30.0), 0.0) if isinstance(out, Send))
+    assert Joined(first=False) in peer.node.handle(Answered(send.request, reply), 0.0)
+    assert peer.node.handle(Answered(send.request, reply), 0.0) == []
+
+
+def test_a_boot_peer_that_is_stopping_is_asked_again() -> None:
+    network = Network(1)
+    first, second = network.chain(2)
+    second.machine.silent = True  # its goodbye takes a while
+    network.stop(first)
+    peer = network.start(network.peer("peer"), network.address(first))
+    network.run(0.5)
+    assert any(isinstance(out, Refuse) for _, out in first.outputs)
+    assert verdicts(peer) == []
+    assert network.run_until(lambda: not first.alive, 1.0) is not None
+    again = network.start(network.peer("first", first.machine, incarnation=2000))
+    assert network.run_until(lambda: bool(verdicts(peer)), 3.0) is not None
+    assert again.id in peer.view
+
+
+def test_every_boot_peer_gets_its_turn_after_one_was_struck() -> None:
+    attempts = BootAttempts.begin(Start((NOWHERE, ELSEWHERE), 10.0), Params(), 0.0)
+    assert attempts.failed("no", 0.0) == 0.0
+    assert attempts.current() == ELSEWHERE
+    assert attempts.forget(NOWHERE)
+    assert attempts.current() == ELSEWHERE
+    assert attempts.failed("busy", 9.99) == 10.0, "never past the deadline"
+    assert not attempts.forget(ELSEWHERE)
