@@ -1,11 +1,21 @@
-# `make help` lists the targets.
+# `make help` lists the targets. Values with spaces go in quotes: make run PORT=8001 ARGS="--fan-out 3".
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# For pip, for example a smaller torch without CUDA: --extra-index-url https://download.pytorch.org/whl/cpu
+PIP_OPTIONS ?=
 
-.PHONY: help setup proto check test clean
+# One shell word, and --name='value' for a variable that has one.
+quoted = '$(subst ','\'',$(1))'
+option = $(if $($(2)),--$(1)=$(call quoted,$($(2))))
+SCRIPTS := $(BIN)/python -m scripts
+# What a peer is started with, alone or on many hosts.
+PEER = $(call option,data,DATA) $(call option,data-dir,DATA_DIR) $(call option,model,MODEL) \
+	$(call option,args,ARGS) $(call option,net-args,NET_ARGS) $(call option,host,LISTEN)
+
+.PHONY: help setup proto check test test-slow test-lab run demo launch stop paper bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -14,7 +24,7 @@ help: ## list the targets
 $(STAMP): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[train,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -e '.[train,dev]'
 	@touch $@
 
 setup: $(STAMP) ## make .venv and install everything into it
@@ -30,9 +40,37 @@ check: $(STAMP) ## lint, types, import contracts, drift of generated code
 	$(BIN)/lint-imports
 	scripts/check_proto_drift.sh $(BIN)/python
 
-test: $(STAMP) ## all tests but the slow ones
+test: $(STAMP) ## all tests but the slow ones and those of the lab
 	$(BIN)/python -m pytest -n 2 -m "not slow and not lab"
 
-clean: ## remove caches and generated run-time folders, keep .venv
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+test-slow: $(STAMP) ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-lab: $(STAMP) ## launch and stop through a real sshd, which root gets from apt-get
+	scripts/install_sshd.sh
+	$(BIN)/python -m pytest -m lab
+
+run: $(STAMP) ## one peer until Ctrl-C: PORT=8001 BOOT=host:8000 [DATA= DATA_DIR= SHARD=1/10 MODEL= STATE= ARGS=]
+	@$(SCRIPTS) run --port=$(call quoted,$(PORT)) $(call option,boot,BOOT) $(call option,shard,SHARD) \
+		$(call option,state,STATE) $(PEER)
+
+demo: $(STAMP) ## a small network learns in front of you, in about a minute
+	@$(SCRIPTS) demo $(call option,out,OUT)
+
+launch: $(STAMP) ## start peers over ssh, each booted to the one before: HOSTS=hosts.txt [BOOT= DATA= MODEL= ARGS=]
+	@$(SCRIPTS) launch $(call option,hosts,HOSTS) $(call option,boot,BOOT) $(PEER)
+
+stop: $(STAMP) ## end the peers that make launch started: HOSTS=hosts.txt
+	@$(SCRIPTS) stop $(call option,hosts,HOSTS)
+
+paper: $(STAMP) ## the paper's experiment and its report: [DATA_DIR= MODEL=paper-cnn MINUTES=10 PEERS=10 KILL=1 OUT=]
+	@$(SCRIPTS) paper $(call option,data,DATA) $(call option,data-dir,DATA_DIR) $(call option,model,MODEL) \
+		$(call option,minutes,MINUTES) $(call option,peers,PEERS) $(call option,out,OUT) \
+		$(call option,args,ARGS) $(if $(filter-out 0,$(KILL)),--kill)
+
+bench: $(STAMP) ## the benchmarks: a table, and JSON in report/bench.json
+	@$(BIN)/python -m scripts.bench.run_all
+
+clean: ## remove caches and build folders; .venv, state and report stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

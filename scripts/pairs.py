@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2pfl_state import home, lock, markers
-from p2pfl_state.errors import DirectoryInUse, StateError
+from p2pfl_state.errors import DirectoryInUse
 from p2pfl_state.layout import StateDir
 
 from scripts import die_with_parent
+from scripts.failures import PairFailed
 
 LOOK_S = 0.1
 """How often a supervisor looks after its processes."""
@@ -32,14 +33,6 @@ TRAINER_NICE = 5
 KILLED_DIGIT = 9
 TAIL_LINES = 8
 TAIL_BYTES = 16384
-
-
-class PairFailed(Exception):
-    """A process of a pair ended that should not have. The text is one line, then its last output."""
-
-    def __init__(self, text: str, exit_code: int) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -233,9 +226,3 @@ def _end(
             return False
         time.sleep(LOOK_S)
     return True
-
-
-def fail(program: str, error: PairFailed | StateError) -> int:
-    """Says it in one line (and a log's last ones) on standard error; the exit code that tells it."""
-    sys.stderr.write(f"{program}: {error}\n")
-    return error.exit_code if isinstance(error, PairFailed) else 3

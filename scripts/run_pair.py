@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from p2pfl_state.errors import StateError
-
 from p2pfl_net import config
 from p2pfl_net.errors import UsageError
 from scripts import pairs, watching
+from scripts.failures import ScriptFailed
 from scripts.signals import EXIT_INTERRUPTED, StopSignals
 from scripts.usage import Parser
 
-PROGRAM = "run"
 RECEIVE_ONLY = "none"
 NEWS_S = 10.0
 """Between two lines about the training."""
@@ -27,8 +24,8 @@ the trainer ended, x is its own exit code (see p2pfl-net --help, p2pfl-train --h
 killed by a second Ctrl-C"""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(PROGRAM, __doc__, EPILOG)
+def build_parser(program: str) -> argparse.ArgumentParser:
+    parser = Parser(program, __doc__, EPILOG)
     add = parser.add_argument
     add("--port", required=True, help="TCP port of the daemon; 0 chooses one and needs --state")
     add(
@@ -101,8 +98,7 @@ def run(options: pairs.PairOptions, signals: StopSignals) -> int:
     if signals.insisted:
         return EXIT_INTERRUPTED
     if failure is None and not clean:
-        sys.stderr.write(f"{PROGRAM}: not stopped in time, killed; see the logs in {pair.state.root}\n")
-        return 1
+        raise ScriptFailed(f"not stopped in time, killed; see the logs in {pair.state.root}")
     failure = failure or pair.failure_in_stop()
     if failure is not None:
         raise failure
@@ -129,17 +125,6 @@ def _accuracies(trained: float | None, averaged: float | None) -> str:
     return f"accuracy {first} trained {second} averaged"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = build_parser().parse_args(arguments)
-    try:
-        with StopSignals() as signals:
-            return run(pair_options(options), signals)
-    except UsageError as error:
-        sys.stderr.write(f"{PROGRAM}: {error}\n")
-        return error.exit_code
-    except (StateError, pairs.PairFailed) as error:
-        return pairs.fail(PROGRAM, error)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(program: str, arguments: Sequence[str], signals: StopSignals) -> int:
+    """Raises `NetError`, `ScriptFailed`, `StateError`."""
+    return run(pair_options(build_parser(program).parse_args(arguments)), signals)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-EXIT_USAGE = 2
+from scripts.failures import EXIT_USAGE
 
 
 class Parser(argparse.ArgumentParser):

@@ -17,7 +17,7 @@ SMALL = ("--data", "digits", "--shard", "1/4")
 
 
 def start_pair(processes: Processes, state: Path, *options: str, port: int = 0) -> Process:
-    line = ["-m", "scripts.run_pair", "--host", "127.0.0.1", "--port", str(port), "--state", str(state)]
+    line = ["-m", "scripts", "run", "--host", "127.0.0.1", "--port", str(port), "--state", str(state)]
     return processes.start_python(f"pair {state.name}", *line, *(options or SMALL))
 
 
@@ -145,7 +145,7 @@ def test_two_pairs_learn_from_each_other(processes: Processes, tmp_path: Path) -
 def test_wrong_usage_is_one_line_and_starts_nothing(
     processes: Processes, tmp_path: Path, options: list[str], status: int, text: str
 ) -> None:
-    pair = processes.start_python("pair", "-m", "scripts.run_pair", *options)
+    pair = processes.start_python("pair", "-m", "scripts", "run", *options)
     assert pair.wait() == status
     assert text in pair.output()
     assert len(pair.output().splitlines()) == 1
