@@ -43,6 +43,9 @@ def failure_of(error: grpc.RpcError, timeout_s: float) -> PeerFailed:
     details = one_line(error.details() or code.name)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return PeerFailed(kind, f"no answer within {timeout_s:.3g} s")
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        # said by our own end of the call: the peer is not busy, it breaks the protocol
+        return PeerFailed(FailureKind.INVALID, f"sends more in one message than allowed ({details})")
     if code is grpc.StatusCode.UNAVAILABLE:
         if "refused" in details.lower():
             details = "connection refused"
