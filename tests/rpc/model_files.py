@@ -18,7 +18,7 @@ from p2pfl_state.taskfile import TaskFile, write_task
 
 def make_task(name: str = "cnn") -> TaskFile:
     """A task; another name gives another task."""
-    architecture = {"name": name, "arguments": {}, "source_sha256": None}
+    architecture: dict[str, Any] = {"name": name, "arguments": {}, "source_sha256": None}
     return TaskFile({"architecture": architecture, "classes": ["a", "b"], "input_shape": [1, 28, 28]}, None)
 
 

@@ -1,0 +1,198 @@
+"""A peer that a test plays by hand: it speaks the protocol and says what the script says."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from p2pfl_net.rpc.options import SERVER_OPTIONS
+from p2pfl_net.wire import models
+from p2pfl_proto.v1 import membership_pb2 as pb
+from p2pfl_proto.v1 import models_pb2
+from p2pfl_state.manifest import Manifest
+
+from tests.processes import PATIENCE_S
+from tests.rpc.model_files import TASK, ModelFile
+from tests.rpc.peers import Peer
+
+CALL_TIMEOUT_S = 20.0
+
+Parts = Callable[[models_pb2.FetchModelRequest, grpc.ServicerContext], Iterator[bytes]]
+"""Answers a FetchModel call with raw messages."""
+
+
+class Gone(Exception):  # noqa: N818 - ends a script, is not an error
+    """The caller has ended the call."""
+
+
+class ScriptedPeer:
+    """A gRPC server on loopback. A context manager; `join` makes a daemon believe in it."""
+
+    def __init__(self, parts: Parts, *, task: bytes | None = None) -> None:
+        self.peer_id = secrets.token_hex(32)
+        self.requests: list[models_pb2.FetchModelRequest] = []
+        self._parts = parts
+        self._task = TASK.encode() if task is None else task
+        self._pool = ThreadPoolExecutor(8)
+        options = [*SERVER_OPTIONS, ("grpc.max_send_message_length", -1)]
+        self._server = grpc.server(self._pool, options=options)
+        self._server.add_generic_rpc_handlers((self._membership(), self._models()))
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.stop(None).wait()
+        self._pool.shutdown()
+
+    def sender(self) -> pb.Sender:
+        """What it says of itself: alive, with a published model of the task."""
+        return fake_sender(bytes.fromhex(self.peer_id), self.port)
+
+    def join(self, daemon: Peer) -> None:
+        """Registers with a daemon."""
+        call_join(daemon.port, pb.JoinRequest(sender=self.sender(), dialled=loopback(daemon.port)))
+
+    def _membership(self) -> grpc.GenericRpcHandler[Any, Any]:
+        return grpc.method_handlers_generic_handler(
+            "p2pfl.v1.Membership",
+            {
+                "Ping": grpc.unary_unary_rpc_method_handler(
+                    lambda request, context: pb.PingReply(sender=self.sender()),
+                    pb.PingRequest.FromString,
+                    pb.PingReply.SerializeToString,
+                )
+            },
+        )
+
+    def _models(self) -> grpc.GenericRpcHandler[Any, Any]:
+        def fetch_model(
+            request: models_pb2.FetchModelRequest, context: grpc.ServicerContext
+        ) -> Iterator[bytes]:
+            self.requests.append(request)
+            try:
+                yield from self._parts(request, context)
+            except Gone:
+                return
+
+        def fetch_task(
+            request: models_pb2.FetchTaskRequest, context: grpc.ServicerContext
+        ) -> models_pb2.FetchTaskReply:
+            return models_pb2.FetchTaskReply(task=self._task)
+
+        return grpc.method_handlers_generic_handler(
+            "p2pfl.v1.Models",
+            {
+                "FetchModel": grpc.unary_stream_rpc_method_handler(
+                    fetch_model, models_pb2.FetchModelRequest.FromString, None
+                ),
+                "FetchTask": grpc.unary_unary_rpc_method_handler(
+                    fetch_task,
+                    models_pb2.FetchTaskRequest.FromString,
+                    models_pb2.FetchTaskReply.SerializeToString,
+                ),
+            },
+        )
+
+
+# what a script sends -------------------------------------------------------------------------------
+
+
+def header_part(
+    request: models_pb2.FetchModelRequest,
+    model: ModelFile,
+    *,
+    peer_id: bytes | None = None,
+    manifest: bytes | Manifest | None = None,
+    size_bytes: int | None = None,
+    file_digest: bytes | None = None,
+    offset: int = 0,
+    not_modified: bool = False,
+) -> bytes:
+    """The header of an honest transfer of `model`, but for what is given."""
+    if manifest is None or isinstance(manifest, Manifest):
+        manifest = (manifest or model.manifest).encode().encode()
+    return models_pb2.ModelPart(
+        header=models_pb2.ModelHeader(
+            peer_id=request.to if peer_id is None else peer_id,
+            manifest=manifest,
+            size_bytes=len(model.data) if size_bytes is None else size_bytes,
+            file_digest=bytes.fromhex(model.digest) if file_digest is None else file_digest,
+            offset=offset,
+            not_modified=not_modified,
+        )
+    ).SerializeToString()
+
+
+def chunk_parts(data: bytes) -> Iterator[bytes]:
+    for start in range(0, len(data), models.CHUNK_BYTES):
+        yield chunk_part(data[start : start + models.CHUNK_BYTES])
+
+
+def chunk_part(payload: bytes) -> bytes:
+    return models_pb2.ModelPart(chunk=payload).SerializeToString()
+
+
+def honest(model: ModelFile) -> Parts:
+    """Serves `model` as a daemon would, from the start."""
+
+    def parts(request: models_pb2.FetchModelRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield header_part(request, model)
+        yield from chunk_parts(model.data)
+
+    return parts
+
+
+def stall(context: grpc.ServicerContext) -> None:
+    """Waits until the caller has given up. Raises `Gone`."""
+    ended = threading.Event()
+    if context.add_callback(ended.set):
+        assert ended.wait(PATIENCE_S), "the caller never gave up"
+    raise Gone
+
+
+# calls as a peer makes them ------------------------------------------------------------------------
+
+
+def loopback(port: int) -> pb.Address:
+    return pb.Address(host="127.0.0.1", port=port)
+
+
+def fake_sender(peer_id: bytes, port: int, *, published: bool = True) -> pb.Sender:
+    """A peer on loopback that speaks the protocol."""
+    return pb.Sender(
+        protocol=pb.ProtocolRange(lowest=1, highest=1),
+        record=pb.PeerRecord(
+            peer_id=peer_id,
+            incarnation=1,
+            status=pb.PEER_STATUS_ALIVE,
+            addresses=[loopback(port)],
+            task=bytes.fromhex(TASK.digest) if published else b"",
+            published=published,
+        ),
+        model_version=1 if published else 0,
+    )
+
+
+def raw_call(port: int, method: str, data: bytes, timeout_s: float = CALL_TIMEOUT_S) -> bytes:
+    """One unary call with these bytes as its message. Raises `grpc.RpcError`."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.max_send_message_length", -1)]) as channel:
+        answer: bytes = channel.unary_unary(method, None, None)(data, timeout=timeout_s)
+        return answer
+
+
+def call_join(port: int, request: pb.JoinRequest) -> pb.JoinReply:
+    return pb.JoinReply.FromString(raw_call(port, "/p2pfl.v1.Membership/Join", request.SerializeToString()))
+
+
+def call_ping(port: int, request: pb.PingRequest) -> pb.PingReply:
+    return pb.PingReply.FromString(raw_call(port, "/p2pfl.v1.Membership/Ping", request.SerializeToString()))
