@@ -5,20 +5,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from p2pfl_proto.v1 import membership_pb2, models_pb2
 
 from p2pfl_net.core.events import FailureKind, Join, JoinReply, Ping, Request, Response
 from p2pfl_net.core.ids import PeerId, parse_ip
-from p2pfl_net.errors import PortUnavailable, RemoteError
+from p2pfl_net.errors import MalformedMessage, PortUnavailable, RemoteError
 from p2pfl_net.rpc.options import SERVER_OPTIONS
 from p2pfl_net.rpc.serving import ModelSource, stream_model
 from p2pfl_net.rpc.status import code_of, one_line
 from p2pfl_net.wire import membership, models
+
+M = TypeVar("M", bound=Message)
 
 POOL_THREADS = 24
 MAX_UPLOADS = 16
@@ -82,7 +85,7 @@ class Server:
         for service in ("", MEMBERSHIP_SERVICE, MODELS_SERVICE):
             self._health.set(service, status)
 
-    # handlers --------------------------------------------------------------------------------------
+    # handlers: they parse the request's bytes themselves, for gRPC would log a traceback for garbage ----
 
     def _membership_handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         return grpc.method_handlers_generic_handler(
@@ -90,12 +93,12 @@ class Server:
             {
                 "Join": grpc.unary_unary_rpc_method_handler(
                     self._join,
-                    membership_pb2.JoinRequest.FromString,
+                    None,
                     membership_pb2.JoinReply.SerializeToString,
                 ),
                 "Ping": grpc.unary_unary_rpc_method_handler(
                     self._ping,
-                    membership_pb2.PingRequest.FromString,
+                    None,
                     membership_pb2.PingReply.SerializeToString,
                 ),
             },
@@ -105,60 +108,63 @@ class Server:
         return grpc.method_handlers_generic_handler(
             MODELS_SERVICE,
             {
-                "FetchModel": grpc.unary_stream_rpc_method_handler(
-                    self._fetch_model, models_pb2.FetchModelRequest.FromString, None
-                ),
+                "FetchModel": grpc.unary_stream_rpc_method_handler(self._fetch_model, None, None),
                 "FetchTask": grpc.unary_unary_rpc_method_handler(
                     self._fetch_task,
-                    models_pb2.FetchTaskRequest.FromString,
+                    None,
                     models_pb2.FetchTaskReply.SerializeToString,
                 ),
             },
         )
 
-    def _join(
-        self, request: membership_pb2.JoinRequest, context: grpc.ServicerContext
-    ) -> membership_pb2.JoinReply:
+    def _join(self, data: bytes, context: grpc.ServicerContext) -> membership_pb2.JoinReply:
         try:
-            message: Join = membership.decode_join(request)
+            message: Join = membership.decode_join(_parse(membership_pb2.JoinRequest, data))
             reply = self._exchange(message, caller_host(context))
             assert isinstance(reply, JoinReply)
             return membership.encode_join_reply(reply)
         except RemoteError as error:
             _abort(context, error)
 
-    def _ping(
-        self, request: membership_pb2.PingRequest, context: grpc.ServicerContext
-    ) -> membership_pb2.PingReply:
+    def _ping(self, data: bytes, context: grpc.ServicerContext) -> membership_pb2.PingReply:
         try:
-            message: Ping = membership.decode_ping(request)
+            message: Ping = membership.decode_ping(_parse(membership_pb2.PingRequest, data))
             reply = self._exchange(message, caller_host(context))
             assert not isinstance(reply, JoinReply)
             return membership.encode_ack(reply)
         except RemoteError as error:
             _abort(context, error)
 
-    def _fetch_model(
-        self, request: models_pb2.FetchModelRequest, context: grpc.ServicerContext
-    ) -> Iterator[bytes]:
+    def _fetch_model(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         if not self._uploads.acquire(blocking=False):
             context.abort(code_of(FailureKind.BUSY), "too many uploads at once, try again soon")
         try:
-            yield from stream_model(self._me, self._source, models.decode_request(request))
+            request = models.decode_request(_parse(models_pb2.FetchModelRequest, data))
+            yield from stream_model(self._me, self._source, request)
         except RemoteError as error:
             _abort(context, error)
         finally:
             self._uploads.release()
 
-    def _fetch_task(
-        self, request: models_pb2.FetchTaskRequest, context: grpc.ServicerContext
-    ) -> models_pb2.FetchTaskReply:
+    def _fetch_task(self, data: bytes, context: grpc.ServicerContext) -> models_pb2.FetchTaskReply:
+        try:
+            request = _parse(models_pb2.FetchTaskRequest, data)
+        except RemoteError as error:
+            _abort(context, error)
         if request.to and request.to.hex() != self._me:
             context.abort(code_of(FailureKind.WRONG_PEER), "another peer lives here")
         task = self._source.task()
         if task is None:
             context.abort(code_of(FailureKind.ABSENT), "no task is published here")
         return models_pb2.FetchTaskReply(task=task)
+
+
+def _parse(kind: type[M], data: bytes) -> M:
+    """The message in `data`. Raises `MalformedMessage`."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise MalformedMessage("not a message of this protocol") from None
 
 
 def caller_host(context: grpc.ServicerContext) -> str:
