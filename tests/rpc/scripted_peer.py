@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from p2pfl_net.rpc.options import SERVER_OPTIONS
-from p2pfl_net.wire import models
 from p2pfl_proto.v1 import membership_pb2 as pb
 from p2pfl_proto.v1 import models_pb2
 from p2pfl_state.manifest import Manifest
 
+from p2pfl_net.rpc.options import SERVER_OPTIONS
+from p2pfl_net.wire import models
 from tests.processes import PATIENCE_S
 from tests.rpc.model_files import TASK, ModelFile
 from tests.rpc.peers import Peer
@@ -26,7 +26,7 @@ Parts = Callable[[models_pb2.FetchModelRequest, grpc.ServicerContext], Iterator[
 """Answers a FetchModel call with raw messages."""
 
 
-class Gone(Exception):  # noqa: N818 - ends a script, is not an error
+class Gone(Exception):
     """The caller has ended the call."""
 
 

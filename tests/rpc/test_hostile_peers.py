@@ -196,7 +196,7 @@ def stall_in_mid_stream(request: FetchModelRequest, context: grpc.ServicerContex
 
 def endless_empty_parts(request: FetchModelRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
     yield header_part(request, MODEL)
-    while context.is_active():  # type: ignore[no-untyped-call]
+    while context.is_active():
         yield ModelPart().SerializeToString()
 
 

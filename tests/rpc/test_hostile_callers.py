@@ -1,0 +1,255 @@
+"""Callers that break the protocol: refused in one line, and the daemon lives with its table right."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+
+import grpc
+import pytest
+from p2pfl_proto.v1 import membership_pb2 as pb
+from p2pfl_proto.v1 import models_pb2
+
+from p2pfl_net.core.params import Params
+from p2pfl_net.rpc.options import MAX_MESSAGE_BYTES
+from p2pfl_net.rpc.server import MAX_UPLOADS
+from tests.processes import wait_for
+from tests.rpc.crowd import NOBODY_PORT, join_crowd
+from tests.rpc.model_files import make_model, publish
+from tests.rpc.peers import Network, Peer, wait_complete
+from tests.rpc.scripted_peer import call_join, call_ping, fake_sender, loopback, raw_call
+
+JOIN = "/p2pfl.v1.Membership/Join"
+PING = "/p2pfl.v1.Membership/Ping"
+FETCH_TASK = "/p2pfl.v1.Models/FetchTask"
+ID = bytes(range(32))
+
+
+def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
+    """The status and the words with which a call fails."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    error = caught.value
+    assert isinstance(error, grpc.Call)
+    return error.code(), error.details() or ""
+
+
+def sound_join(daemon: Peer) -> pb.JoinRequest:
+    return pb.JoinRequest(sender=fake_sender(ID, NOBODY_PORT), dialled=loopback(daemon.port))
+
+
+def sound_ping(daemon: Peer) -> pb.PingRequest:
+    sender = fake_sender(ID, NOBODY_PORT)
+    return pb.PingRequest(sender=sender, to=bytes.fromhex(daemon.peer_id), dialled=loopback(daemon.port))
+
+
+@pytest.mark.parametrize("method", [JOIN, PING, FETCH_TASK])
+def test_garbage_is_refused_without_a_word_in_the_log(network: Network, method: str) -> None:
+    peers = network.chain(2)
+    before = peers[0].process.output()
+    for garbage in (b"\xff", b"\xff" * 10_000, b"\x0a\xff\xff\xff\xff\x0f", os.urandom(1000)):
+        code, _ = refused(partial(raw_call, peers[0].port, method, garbage))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert peers[0].process.output() == before
+    wait_complete(peers)
+
+
+def test_garbage_for_a_model_is_refused(network: Network) -> None:
+    peer = network.start()
+    with grpc.insecure_channel(peer.address) as channel:
+        fetch = channel.unary_stream("/p2pfl.v1.Models/FetchModel", None, None)
+        code, _ = refused(lambda: next(iter(fetch(b"\xff" * 100, timeout=20))))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "Exception" not in peer.process.output()
+
+
+BROKEN_JOINS: dict[str, Callable[[pb.JoinRequest], object]] = {
+    "nothing": lambda join: join.Clear(),
+    "no sender": lambda join: join.ClearField("sender"),
+    "no dialled address": lambda join: join.ClearField("dialled"),
+    "a short id": lambda join: setattr(join.sender.record, "peer_id", b"../../etc/passwd"),
+    "a status of no kind": lambda join: setattr(join.sender.record, "status", 77),
+    "a dead speaker": lambda join: setattr(join.sender.record, "status", pb.PEER_STATUS_DEAD),
+    "an incarnation past all": lambda join: setattr(join.sender.record, "incarnation", 2**63),
+    "a version past all": lambda join: setattr(join.sender, "model_version", 2**63),
+    "a name as address": lambda join: setattr(join.sender.record.addresses[0], "host", "evil.example"),
+    "a path as address": lambda join: setattr(join.sender.record.addresses[0], "host", "/etc/passwd"),
+    "a zone as address": lambda join: setattr(join.sender.record.addresses[0], "host", "fe80::1%[/red]\n"),
+    "a megabyte as address": lambda join: setattr(
+        join.sender.record.addresses[0], "host", "fe80::1%" + "x" * 1_000_000
+    ),
+    "port 0": lambda join: setattr(join.sender.record.addresses[0], "port", 0),
+    "port 70000": lambda join: setattr(join.sender.record.addresses[0], "port", 70_000),
+    "nine addresses": lambda join: join.sender.record.addresses.extend(
+        pb.Address(host=f"10.0.0.{number}", port=1) for number in range(9)
+    ),
+    "nine candidates": lambda join: join.sender.candidates.extend(
+        pb.Address(host=f"10.0.0.{number}", port=1) for number in range(9)
+    ),
+    "a short task": lambda join: setattr(join.sender.record, "task", b"task"),
+    "published without a task": lambda join: join.sender.record.ClearField("task"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_JOINS)
+def test_a_broken_join_is_refused(network: Network, name: str) -> None:
+    daemon = network.start()
+    request = sound_join(daemon)
+    BROKEN_JOINS[name](request)
+    code, words = refused(lambda: call_join(daemon.port, request))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert words
+    assert "\n" not in words
+    assert daemon.known() == set()
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(2, 9), (0, 0), (3, 2)])
+def test_another_protocol_is_refused_with_one_line(network: Network, lowest: int, highest: int) -> None:
+    daemon = network.start()
+    request = sound_join(daemon)
+    request.sender.protocol.CopyFrom(pb.ProtocolRange(lowest=lowest, highest=highest))
+    code, words = refused(lambda: call_join(daemon.port, request))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "protocol" in words
+    assert "\n" not in words
+    if lowest == 2:
+        assert "install the same version" in words
+
+
+def test_a_call_for_another_peer_is_refused(network: Network) -> None:
+    daemon = network.start()
+    request = sound_ping(daemon)
+    request.to = ID
+    assert refused(lambda: call_ping(daemon.port, request))[0] is grpc.StatusCode.FAILED_PRECONDITION
+    asked = models_pb2.FetchTaskRequest(to=ID).SerializeToString()
+    assert refused(lambda: raw_call(daemon.port, FETCH_TASK, asked))[0] is grpc.StatusCode.FAILED_PRECONDITION
+    assert daemon.known() == set()
+
+
+def test_too_large_a_message_is_refused(network: Network) -> None:
+    daemon = network.start()
+    code, _ = refused(lambda: raw_call(daemon.port, JOIN, bytes(MAX_MESSAGE_BYTES + 1)))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_too_many_updates_are_refused(network: Network) -> None:
+    daemon = network.start()
+    request = sound_ping(daemon)
+    for number in range(5000):
+        record = fake_sender(number.to_bytes(32), NOBODY_PORT).record
+        request.updates.append(record)
+    assert refused(lambda: call_ping(daemon.port, request))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert daemon.known() == set()
+
+
+def test_a_peer_that_returns_from_the_dead_without_an_address(network: Network) -> None:
+    """First its death is told without an address, then it speaks itself: there is nowhere to ping it."""
+    peers = network.chain(2)
+    ping = sound_ping(peers[0])
+    dead = pb.PeerRecord(peer_id=b"\x01" * 32, incarnation=1, status=pb.PEER_STATUS_DEAD)
+    ping.updates.append(dead)
+    call_ping(peers[0].port, ping)
+    ping.sender.record.peer_id = b"\x01" * 32
+    ping.sender.record.incarnation = 2
+    del ping.sender.record.addresses[:], ping.updates[:]
+    call_ping(peers[0].port, ping)
+    peers[0].wait_event("peer_lost", peer=ID.hex())  # some rounds of probes later
+    wait_complete(peers)
+
+
+def test_slander_is_refuted(network: Network) -> None:
+    first, second = peers = network.chain(2)
+    ping = sound_ping(first)
+    slander = pb.PeerRecord(
+        peer_id=bytes.fromhex(second.peer_id),
+        incarnation=2**40,
+        status=pb.PEER_STATUS_SUSPECT,
+        addresses=[loopback(second.port)],
+    )
+    ping.updates.append(slander)
+    call_ping(first.port, ping)
+    first.wait_event("peer_suspected", peer=second.peer_id)
+    first.wait_event("peer_refuted", peer=second.peer_id)
+    wait_complete(peers)
+
+
+def test_a_thousand_fake_peers(network: Network) -> None:
+    first, second = network.chain(2)
+    crowd = join_crowd(first, 1000)
+    wait_for(lambda: len(first.known()) > 900, what="the crowd in the list")
+    assert len(first.known()) <= Params().max_peers
+    third = network.start(boot=first)
+    wait_for(lambda: third.peer_id in first.known(), what="an honest newcomer in the list")
+    third.wait_event("joined")
+    assert {first.peer_id, second.peer_id} <= third.known()
+    assert len(third.known() & set(crowd)) > 900
+    ping = call_ping(first.port, sound_ping(first))
+    assert len(ping.updates) <= Params().max_updates + 1
+    assert ping.ByteSize() < 20_000
+    assert first.resident_peak_kb() < 100_000
+    assert [peer.stop() for peer in (first, second, third)] == [0, 0, 0]
+
+
+def test_more_uploads_than_are_admitted(network: Network) -> None:
+    daemon = network.start()
+    publish(daemon.state, make_model(1, 64 << 20))
+    request = models_pb2.FetchModelRequest()
+    with ExitStack() as stack:
+
+        def begin_upload() -> Iterator[models_pb2.ModelPart]:
+            channel = stack.enter_context(
+                grpc.insecure_channel(daemon.address, [("grpc.use_local_subchannel_pool", 1)])
+            )
+            fetch = channel.unary_stream(
+                "/p2pfl.v1.Models/FetchModel",
+                models_pb2.FetchModelRequest.SerializeToString,
+                models_pb2.ModelPart.FromString,
+            )
+            upload = fetch(request, timeout=60)
+            stack.callback(upload.cancel)
+            return iter(upload)
+
+        uploads = [begin_upload() for _ in range(MAX_UPLOADS)]
+        assert all(next(upload).HasField("header") for upload in uploads)
+        code, words = refused(lambda: next(begin_upload()))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "try again" in words
+        for _ in range(20):  # while every upload waits for its slow reader
+            call_ping(daemon.port, sound_ping(daemon))
+        newcomer = network.start(boot=daemon)
+        assert daemon.peer_id in newcomer.known()
+        assert sum(1 for _ in uploads[0]) == 65  # read to its end
+
+        def admitted() -> bool:
+            try:
+                return next(begin_upload()).HasField("header")
+            except grpc.RpcError:
+                return False
+
+        wait_for(admitted, what="the place of an upload that ended")
+
+
+def test_many_callers_at_once(network: Network) -> None:
+    first, second = network.chain(2)
+    failures: list[str] = []
+
+    def call_often(number: int) -> None:
+        sender = fake_sender(number.to_bytes(32), NOBODY_PORT)
+        for _ in range(50):
+            try:
+                call_join(first.port, pb.JoinRequest(sender=sender, dialled=loopback(first.port)))
+            except grpc.RpcError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    failures.append(str(error))
+
+    threads = [threading.Thread(target=call_often, args=(number,)) for number in range(1, 17)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    wait_for(lambda: first.peer_id in second.known(), what="the busy peer in the other's list")
+    assert first.stop() == 0
