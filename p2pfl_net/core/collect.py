@@ -75,7 +75,12 @@ class Collector:
         if current is None:
             return None
         times = [current.deadline]
-        times.extend(a.progressed_at + self._params.stall_s for a in current.active.values() if not a.slow)
+        crowded = self._is_crowded(current)
+        times.extend(
+            active.progressed_at + self._params.stall_s
+            for active in current.active.values()
+            if crowded or not active.slow
+        )
         if current.busy and self._has_room(current):
             times.append(current.busy[0][0])
         return min(times)
@@ -161,20 +166,30 @@ class Collector:
         if peer_id in self.offences or len(self.offences) < self._params.max_peers:
             self.offences[peer_id] += 1
 
-    def _has_room(self, current: _Round) -> bool:
-        """Whether one more fetch should run: slow ones do not count, up to twice the fan-out in all."""
+    def _wants_more(self, current: _Round) -> bool:
+        """Whether one more fetch should run beside the slow ones."""
         wanted = current.ask.fan_out - len(current.done)
-        healthy = sum(not active.slow for active in current.active.values())
-        return healthy < wanted and len(current.active) < 2 * current.ask.fan_out
+        return sum(not active.slow for active in current.active.values()) < wanted
+
+    def _has_room(self, current: _Round) -> bool:
+        """Whether one more fetch may start: up to twice the fan-out run at once."""
+        return self._wants_more(current) and len(current.active) < 2 * current.ask.fan_out
+
+    def _is_crowded(self, current: _Round) -> bool:
+        """Whether an untried peer waits for one of the slow to make room."""
+        full = len(current.active) >= 2 * current.ask.fan_out
+        return full and bool(current.untried) and self._wants_more(current)
 
     def _make_room(self, current: _Round, now: float) -> bool:
         """Gives up the fetch that has been silent longest, if it stands in the way of an untried peer."""
+        if not self._is_crowded(current):
+            return False
         silent = [
             (active.progressed_at, fetch)
             for fetch, active in current.active.items()
             if now >= active.progressed_at + self._params.stall_s
         ]
-        if len(current.active) < 2 * current.ask.fan_out or not (silent and current.untried):
+        if not silent:
             return False
         fetch = min(silent)[1]
         peer_id = current.active.pop(fetch).peer_id
@@ -182,7 +197,7 @@ class Collector:
         current.failed[peer_id] = reason
         self._out.append(CancelFetch(fetch))
         self._out.append(Note("fetch_failed", {"peer": peer_id, "reason": reason}))
-        return self._has_room(current)
+        return True
 
     def _advance(self, now: float) -> None:
         """Starts what should run now, and ends the round when it is over."""
