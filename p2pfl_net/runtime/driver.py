@@ -125,6 +125,10 @@ class Driver:
     def post_request(self, request: AggregateRequest) -> None:
         self._inbox.put(_Asked(request))
 
+    def post_failure(self, error: Exception) -> None:
+        """Ends `run` with an error that another thread met."""
+        self._inbox.put(error)
+
     def exchange(self, message: Request, host: str) -> Response:
         """Hands a peer's request to the core and waits for the reply. Raises `PeerFailed`."""
         if self._ended or self._inbox.qsize() > MAX_QUEUED:

@@ -14,6 +14,7 @@ from types import FrameType
 
 import ifaddr
 from p2pfl_state import atomic, home, lock, markers
+from p2pfl_state.errors import StateError
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Manifest
 
@@ -86,28 +87,22 @@ class Daemon:
             self._published,
             on_model=lambda manifest: self._model_changed(driver, manifest),
             on_request=driver.post_request,
-            on_damage=lambda reason: self.note("error", {"reason": reason}),
+            on_damage=lambda reason: self._damage_found(driver, reason),
         )
-        server.start()
-        self._say(f"peer {me[:16]} listens on {config.host} port {port}, state {self._state.root}")
-        self.note("started", {"peer": me, "port": port, "pid": os.getpid(), "instance": self._instance})
-        remembered = tuple(a for a in remembered_addresses(self._state) if a not in config.boot)
-        required = bool(config.boot)
-        boot_timeout_s = config.boot_timeout_s if required else REMEMBERED_TIMEOUT_S
-        driver.post(Start(config.boot + remembered, boot_timeout_s, required))
-        try:
-            with stopping_on_signals(lambda: driver.post(Stop())):
+        with stopping_on_signals(lambda: driver.post(Stop())):
+            try:
+                self._start(me, port, driver)
                 boot_failure = driver.run()
-        except Exception as error:
-            self.note("crashed", {"reason": f"{type(error).__name__}: {error}"})
-            raise
-        finally:
-            atomic.remove(self._state.boot_done)
-            self._watch.close()
-            driver.close()
-            server.stop(config.drain_s)
-            calls.close()
-            models.close()
+            except Exception as error:
+                self.note("crashed", {"reason": f"{type(error).__name__}: {error}"})
+                raise
+            finally:
+                atomic.remove(self._state.boot_done)
+                self._watch.close()
+                driver.close()
+                server.stop(config.drain_s)
+                calls.close()
+                models.close()
         if boot_failure is not None:
             self.note("boot_failed", {"reason": boot_failure})
             boots = ", ".join(str(address) for address in config.boot)
@@ -116,6 +111,23 @@ class Daemon:
                 f"{boots} runs and is reachable, or leave --boot out to be the first peer"
             )
         self.note("stopped", {})
+
+    def _start(self, me: PeerId, port: int, driver: Driver) -> None:
+        config = self._config
+        self._server.start()
+        self._say(f"peer {me[:16]} listens on {config.host} port {port}, state {self._state.root}")
+        self.note("started", {"peer": me, "port": port, "pid": os.getpid(), "instance": self._instance})
+        remembered = tuple(a for a in remembered_addresses(self._state) if a not in config.boot)
+        required = bool(config.boot)
+        boot_timeout_s = config.boot_timeout_s if required else REMEMBERED_TIMEOUT_S
+        driver.post(Start(config.boot + remembered, boot_timeout_s, required))
+
+    def _damage_found(self, driver: Driver, reason: str) -> None:
+        """From the watch's thread, which must not end by a full disk: the driver's ends the daemon."""
+        try:
+            self.note("error", {"reason": reason})
+        except StateError as error:
+            driver.post_failure(error)
 
     def _model_changed(self, driver: Driver, manifest: Manifest | None) -> None:
         task = None if manifest is None else TaskDigest(manifest.task)
