@@ -26,6 +26,10 @@ class TcpProxy:
         self.carried_bytes = 0
         """From the target to the callers, over all connections."""
         self.cuts = 0
+        self.held = threading.Event()
+        """Set while the link holds what comes from the target."""
+        self._hold_at_bytes: int | None = None
+        self._released = threading.Event()
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
@@ -39,11 +43,21 @@ class TcpProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing.set()
+        self.release()
         self._listener.shutdown(socket.SHUT_RDWR)
         self.cut()
         for thread in self._threads:
             thread.join()
         self._listener.close()
+
+    def hold_after(self, count_bytes: int) -> None:
+        """Carries `count_bytes` more from the target, then nothing until `release`."""
+        self._released.clear()
+        self._hold_at_bytes = self.carried_bytes + count_bytes
+
+    def release(self) -> None:
+        self._hold_at_bytes = None
+        self._released.set()
 
     def cut(self) -> None:
         """Breaks every connection that is open."""
@@ -74,6 +88,17 @@ class TcpProxy:
                 self._threads.append(thread)
                 thread.start()
 
+    def _count(self, count_bytes: int) -> None:
+        """Counts what came from the target; here the link is held or cut."""
+        self.carried_bytes += count_bytes
+        if self._hold_at_bytes is not None and self.carried_bytes >= self._hold_at_bytes:
+            self.held.set()
+            self._released.wait()
+        if self._cut_after_bytes is not None and self.carried_bytes >= self._cut_after_bytes:
+            self._cut_after_bytes = None
+            self.cuts += 1
+            self.cut()
+
     def _carry(self, source: socket.socket, sink: socket.socket, from_target: bool) -> None:
         try:
             while data := source.recv(READ_BYTES):
@@ -81,12 +106,7 @@ class TcpProxy:
                     break
                 sink.sendall(data)
                 if from_target:
-                    self.carried_bytes += len(data)
-                    limit = self._cut_after_bytes
-                    if limit is not None and self.carried_bytes >= limit:
-                        self._cut_after_bytes = None
-                        self.cuts += 1
-                        self.cut()
+                    self._count(len(data))
         except OSError:
             pass
         finally:

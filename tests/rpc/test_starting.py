@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -236,6 +237,24 @@ def test_a_disk_that_fills_up(processes: Processes, network: Network, small_disk
     (small_disk / "ballast").unlink()
     peer.start(boot=other)
     assert peer.known() == {other.peer_id}
+
+
+def test_a_full_disk_is_told_once_by_whoever_meets_it(processes: Processes, small_disk: Path) -> None:
+    peer = Peer(processes, small_disk / "state")
+    peer.start()
+    damaged = [small_disk / f"damaged{number}" for number in range(100)]
+    for path in damaged:
+        path.touch()
+    fill(small_disk)
+    for known, path in enumerate(damaged):  # until the event log needs another page
+        path.rename(peer.state.model)
+        wait_for(partial(lambda count: len(peer.events("error")) > count or not peer.process.alive, known))
+        if not peer.process.alive:
+            break
+    assert peer.process.wait() == 3
+    lines = peer.process.output().splitlines()
+    assert all(line.startswith("p2pfl-net: ") for line in lines), lines
+    assert "no space left" in lines[-1]
 
 
 # the key -------------------------------------------------------------------------------------------
