@@ -69,6 +69,7 @@ def _learn(network: Network, display: Display, signals: StopSignals) -> None:
     """Starts the peers and watches them until they know enough, time is up or a signal comes."""
     for number in range(1, PEERS + 1):
         train = ["--data", "digits", "--partition", "paper", "--shard", f"{number}/{PEERS}"]
+        train.append("--final-evaluation")
         display.note(f"starting peer {number} of {PEERS}")
         if network.start(f"peer-{number}", train, lambda: signals.asked) is None:
             return

@@ -30,27 +30,38 @@ def fresh_folder(folder: Path) -> Iterator[None]:
 
     Raises `FolderInUse` when something runs in it or it is not an experiment's, `StateError`.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise atomic.unusable(folder, error) from error
     alone = lock.ProcessLock(folder.with_name(f".{folder.name}.lock"))
-    in_use = f"peers run in {folder}: stop them, or choose another folder with OUT=DIR"
     try:
         alone.acquire()
     except DirectoryInUse:
-        raise FolderInUse(in_use) from None
+        raise _in_use(folder) from None
     try:
-        if folder.exists():
-            if any(folder.iterdir()) and not (folder / _MARK).exists():
-                raise FolderInUse(f"{folder} is not from an earlier run: choose another folder with OUT=DIR")
-            if any(_runs(StateDir(path)) for path in folder.iterdir() if path.is_dir()):
-                raise FolderInUse(in_use)
-            shutil.rmtree(folder)
-        folder.mkdir()
-        atomic.write_json(folder / _MARK, {"started": round(time.time(), 3)})
+        try:
+            _replace(folder)
+        except OSError as error:
+            raise atomic.unusable(folder, error) from error
         yield
-    except OSError as error:
-        raise atomic.unusable(folder, error) from error
     finally:
         alone.release()
+
+
+def _replace(folder: Path) -> None:
+    if folder.exists():
+        if any(folder.iterdir()) and not (folder / _MARK).exists():
+            raise FolderInUse(f"{folder} is not from an earlier run: choose another folder with OUT=DIR")
+        if any(_runs(StateDir(path)) for path in folder.rglob("*") if path.is_dir()):
+            raise _in_use(folder)
+        shutil.rmtree(folder)
+    folder.mkdir()
+    atomic.write_json(folder / _MARK, {"started": round(time.time(), 3)})
+
+
+def _in_use(folder: Path) -> FolderInUse:
+    return FolderInUse(f"peers run in {folder}: stop them, or choose another folder with OUT=DIR")
 
 
 def _runs(state: StateDir) -> bool:

@@ -105,7 +105,7 @@ def run(options: pairs.PairOptions, signals: StopSignals) -> int:
     final = watcher.look().final
     if final is not None:
         accuracies = _accuracies(final.accuracy_trained, final.accuracy_averaged)
-        say(f"stopped after cycle {final.cycle}: {accuracies} on all evaluation data")
+        say(f"stopped after cycle {final.cycle}, {accuracies}")
     return 0
 
 
