@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2pfl_state import atomic
-from p2pfl_state.errors import MalformedFile
+from p2pfl_state.errors import DirectoryUnusable, MalformedFile
 from p2pfl_state.fields import Fields, parse_object
 
 from p2pfl_net.core.ids import Address
-from p2pfl_net.errors import FetchError, MalformedModel, RemoteError
+from p2pfl_net.errors import FetchError, MalformedModel, RemoteError, UsageError
 from p2pfl_net.rpc.fetching import Cancellation, ModelClient, Wanted
 from p2pfl_net.wire.models import ModelHeader
 
@@ -54,9 +54,12 @@ def get(
 ) -> ModelHeader:
     """Fetches the model that the peer at `address` has published into `target`.
 
-    A transfer that breaks is resumed until no byte has come for `patience_s`. Raises `FetchError`,
-    `StateError`; `target` is as it was then.
+    A transfer that breaks is resumed until no byte has come for `patience_s`. Raises `UsageError`,
+    `FetchError`; `target` is as it was then.
     """
+    if target.is_dir() or not target.parent.is_dir():
+        what = "is a folder" if target.is_dir() else "is in a folder that does not exist"
+        raise UsageError(f"--out {target} {what}: name a file in a folder that exists")
     part = Part.of(target)
     noted: str | None = None
 
@@ -77,8 +80,12 @@ def get(
         raise FetchError(f"{address}: {error}; what came was thrown away") from None
     except RemoteError as error:
         raise FetchError(f"{address}: {error}; run the same command again to go on") from None
-    except OSError as error:
-        raise atomic.unusable(target, error) from error
+    except (OSError, DirectoryUnusable) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = cause.strerror if isinstance(cause, OSError) else str(error)
+        raise FetchError(
+            f"{target} cannot be written ({reason}): make room, or choose another --out"
+        ) from None
     finally:
         client.close()
     part.remove()

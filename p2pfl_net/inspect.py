@@ -17,12 +17,20 @@ RECENT_EVENTS = 5
 
 
 def read_peers(root: Path) -> dict[str, Any]:
-    """The content of `peers.json`. Raises `StateError` when there is none."""
+    """The content of `peers.json`: `self` is an object, `peers` a list of objects.
+
+    Raises `StateError` when there is none, or a damaged one.
+    """
     state = StateDir(root)
     data = atomic.read_bounded(state.peers, MAX_PEERS_BYTES)
     if data is None:
         raise DirectoryUnusable(f"{root} holds no peer list: is it the --state of a peer that has run?")
-    return parse_object(data, "peers.json")
+    value = parse_object(data, "peers.json")
+    listed = value.get("peers")
+    sound = isinstance(value.get("self"), dict) and isinstance(listed, list)
+    if not sound or not all(isinstance(entry, dict) for entry in listed or ()):
+        raise MalformedFile(f"{state.peers} is not a peer list; the daemon writes it anew when it starts")
+    return value
 
 
 def read_status(root: Path) -> dict[str, Any]:
@@ -56,10 +64,9 @@ def read_status(root: Path) -> dict[str, Any]:
 
 def _count_peers(root: Path) -> int | None:
     try:
-        listed = read_peers(root).get("peers")
-    except DirectoryUnusable:
+        return len(read_peers(root)["peers"])
+    except (DirectoryUnusable, MalformedFile):
         return None
-    return len(listed) if isinstance(listed, list) else None
 
 
 def _published(state: StateDir) -> dict[str, Any] | None:

@@ -20,20 +20,17 @@ def show_peers(value: Mapping[str, Any], *, as_json: bool) -> None:
         _print(json.dumps(value))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    me = value.get("self", {})
-    table = Table(title=f"peers of {str(me.get('id'))[:16]} at {me.get('address')}")
+    me = value["self"]
+    table = Table(title=escape(f"peers of {str(me.get('id'))[:16]} at {me.get('address')}"))
     for column in ("peer", "address", "state", "version", "last seen"):
         table.add_column(column)
-    for peer in value.get("peers", []):
-        table.add_row(
-            str(peer.get("id"))[:16],
-            str(peer.get("address")),
-            str(peer.get("state")),
-            str(peer.get("version") or "-"),
-            _ago(peer.get("last_seen")),
-        )
+    for peer in value["peers"]:
+        version = peer.get("version") or "-"
+        cells = (str(peer.get("id"))[:16], peer.get("address"), peer.get("state"), version)
+        table.add_row(*(escape(str(cell)) for cell in cells), _ago(peer.get("last_seen")))
     Console().print(table)
 
 
