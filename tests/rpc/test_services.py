@@ -1,0 +1,44 @@
+"""The standard gRPC services: health and reflection."""
+
+from __future__ import annotations
+
+import socket
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+
+from tests.processes import wait_for
+from tests.rpc.peers import Network
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICES = ("", "p2pfl.v1.Membership", "p2pfl.v1.Models")
+
+
+def health(channel: grpc.Channel, service: str) -> int:
+    request = health_pb2.HealthCheckRequest(service=service)
+    reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=20, wait_for_ready=True)
+    return int(reply.status)
+
+
+def test_a_peer_serves_once_it_has_joined(network: Network) -> None:
+    peer = network.start()
+    assert peer.stop() == 0
+    with socket.create_server(("127.0.0.1", 0)) as silent, grpc.insecure_channel(peer.address) as channel:
+        peer.launch("--boot", f"127.0.0.1:{silent.getsockname()[1]}")
+        assert [health(channel, service) for service in SERVICES] == [NOT_SERVING] * 3
+        assert peer.stop() == 0
+    peer.start()
+    with grpc.insecure_channel(peer.address) as channel:
+        wait_for(lambda: [health(channel, service) for service in SERVICES] == [SERVING] * 3, what="SERVING")
+
+
+def test_the_protocol_can_be_explored(network: Network) -> None:
+    peer = network.start()
+    with grpc.insecure_channel(peer.address) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        services = set(database.get_services())
+        assert {"p2pfl.v1.Membership", "p2pfl.v1.Models", "grpc.health.v1.Health"} <= services
+        described = database.FindFileContainingSymbol("p2pfl.v1.Models")
+        assert [method.name for method in described.service[0].method] == ["FetchModel", "FetchTask"]
