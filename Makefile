@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# For pip, for example a smaller torch without CUDA: --extra-index-url https://download.pytorch.org/whl/cpu
+# More options for pip, such as another index with a smaller torch.
 PIP_OPTIONS ?=
 
 # One shell word, and --name='value' for a variable that has one.

@@ -68,7 +68,7 @@ def run(options: RunOptions, source: TaskSource, console: Console, stop: Callabl
             console.print(describe(task))
             learner = make_learner(state, task, saved, exchange, record, options.training)
             learner.counters = replace(learner.counters, data=data_record(source.options))
-            Loop(options, learner, exchange, report, stop).run(record)
+            Loop(options, learner, exchange, report, stop).run(peers=record.peers)
     finally:
         lock.release()
 
@@ -101,8 +101,9 @@ class Loop:
         self._reached_target = False
         self._example_s: float | None = None
 
-    def run(self, record: CycleRecord) -> None:
-        """Cycles until the end, then one last average. `record` has what happened at the start."""
+    def run(self, peers: int | None) -> None:
+        """Cycles until the end, then one last average. `peers`: live others as far as known."""
+        record = CycleRecord(peers=peers)
         while not self._ended():
             self._cycle(record)
             self._cycles_done += 1
