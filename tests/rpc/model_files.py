@@ -78,4 +78,5 @@ def publish(state: StateDir, model: ModelFile, task: TaskFile = TASK) -> ModelFi
 
 def digest_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

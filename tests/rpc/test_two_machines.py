@@ -1,0 +1,129 @@
+"""Two machines, each a network namespace of its own, joined by one cable."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from p2pfl_net.core.ids import parse_address
+from tests.processes import Process, Processes, wait_for
+from tests.rpc.fake_trainer import FakeTrainer
+from tests.rpc.model_files import make_model, publish
+from tests.rpc.peers import Network, Peer, wait_complete
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A network namespace; it lives as long as the process that holds it."""
+
+    pid: int
+    number: int
+
+    @property
+    def prefix(self) -> list[str]:
+        """A command that runs another on this machine."""
+        return ["nsenter", "--target", str(self.pid), "--net", "--"]
+
+    def address(self, family: int) -> str:
+        """Its address on the cable."""
+        return f"10.77.0.{self.number}" if family == 4 else f"fd77::{self.number}"
+
+    def run(self, *command: str) -> None:
+        done = subprocess.run([*self.prefix, *command], capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"cannot set up two machines: {' '.join(command)}: {done.stderr.strip()}")
+
+
+def is_apart(holder: Process) -> bool:
+    """Whether the process is in a network namespace of its own."""
+    if not holder.alive:
+        pytest.skip(f"no network namespaces here: {holder.output().strip()}")
+    return Path(f"/proc/{holder.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+
+
+@pytest.fixture
+def machines(processes: Processes) -> tuple[Machine, Machine]:
+    """Two machines at 10.77.0.1 and 10.77.0.2, fd77::1 and fd77::2."""
+    missing = [name for name in ("ip", "unshare", "nsenter") if shutil.which(name) is None]
+    if os.geteuid() != 0 or missing:
+        pytest.skip(f"two machines need root, and {', '.join(missing) or 'iproute2 and util-linux'}")
+    made = []
+    for number in (1, 2):
+        holder = processes.start(f"machine {number}", ["unshare", "--net", "sleep", "infinity"])
+        wait_for(partial(is_apart, holder), what="a network namespace")
+        made.append(Machine(holder.pid, number))
+    first, second = made
+    first.run("ip", "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", str(second.pid))
+    for machine in made:
+        machine.run("ip", "link", "set", "lo", "up")
+        machine.run("ip", "address", "add", f"{machine.address(4)}/24", "dev", "cable")
+        machine.run("ip", "address", "add", f"{machine.address(6)}/64", "dev", "cable", "nodad")
+        machine.run("ip", "link", "set", "cable", "up")
+    return first, second
+
+
+@pytest.mark.parametrize(("host", "family"), [("0.0.0.0", 4), ("::", 4), ("::", 6)])
+def test_peers_of_two_machines_know_and_reach_each_other(
+    network: Network, machines: tuple[Machine, Machine], host: str, family: int
+) -> None:
+    first, second = machines
+    a, b = (network.peer(name, first.prefix) for name in "ab")
+    c, d = (network.peer(name, second.prefix) for name in "cd")
+    a.start(host=host)
+    b.start("--boot", f"localhost:{a.port}", host=host)
+    beyond = first.address(family)
+    c.start("--boot", f"[{beyond}]:{a.port}" if family == 6 else f"{beyond}:{a.port}", host=host)
+    d.start("--boot", f"localhost:{c.port}", host=host)
+    peers = [a, b, c, d]
+    wait_complete(peers)
+    for here, there in (((a, b), (c, d)), ((c, d), (a, b))):
+        for peer in here:
+            assert_no_loopback(peer, there)
+    models = {peer.peer_id: publish(peer.state, make_model(n)) for n, peer in enumerate(peers)}
+    with ExitStack() as stack:
+        for peer in peers:
+            others = set(models) - {peer.peer_id}
+            peer.wait_published(others)
+            answer = stack.enter_context(FakeTrainer(peer.state)).ask(fan_out=3)
+            assert answer.failed == ()
+            assert {m.peer_id: m.file_digest for m in answer.models} == {i: models[i].digest for i in others}
+    for here, there in (((a, b), (c, d)), ((c, d), (a, b))):
+        for peer in here:
+            assert_no_loopback(peer, there)
+    b.kill()
+    wait_complete([a, c, d])
+
+
+def assert_no_loopback(peer: Peer, others: tuple[Peer, ...]) -> None:
+    """Nothing in the peer list says that peers of the other machine are on this one."""
+    ids = {other.peer_id for other in others}
+    entries = [entry for entry in peer.peers_file()["peers"] if entry["id"] in ids]
+    assert len(entries) == len(ids)
+    for entry in entries:
+        assert entry["addresses"]
+        assert not any(parse_address(address).is_loopback for address in entry["addresses"])
+
+
+def test_a_machine_that_is_cut_off_is_forgotten_and_back_after_a_restart(
+    network: Network, machines: tuple[Machine, Machine]
+) -> None:
+    first, second = machines
+    a, b = network.peer("a", first.prefix), network.peer("b", second.prefix)
+    a.start(host="::")
+    b.start("--boot", f"{first.address(4)}:{a.port}", host="::")
+    wait_complete([a, b])
+    first.run("ip", "link", "set", "cable", "down")
+    a.wait_event("peer_lost", peer=b.peer_id)
+    b.wait_event("peer_lost", peer=a.peer_id)
+    first.run("ip", "link", "set", "cable", "up")
+    first.run("ip", "address", "replace", f"{first.address(6)}/64", "dev", "cable", "nodad")
+    b.kill()
+    b.start("--boot", f"{first.address(4)}:{a.port}", host="::")
+    wait_complete([a, b])
