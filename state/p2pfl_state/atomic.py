@@ -11,7 +11,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,11 +32,17 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         yield draft
         (settle if durable else settle_cached)(draft, path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        _discard(draft)
         raise unusable(path, error) from error
     except BaseException:
-        draft.unlink(missing_ok=True)
+        _discard(draft)
         raise
+
+
+def _discard(draft: Path) -> None:
+    """Removes what was begun. Where that fails too (a read-only disk) the first error is the news."""
+    with suppress(OSError):
+        draft.unlink()
 
 
 def settle(draft: Path, path: Path) -> None:
@@ -114,28 +120,30 @@ def unusable(path: Path, error: OSError) -> DirectoryUnusable:
 
 
 class JsonLines:
-    """Appends one JSON object a line, flushed per line. One writer a file; safe in one thread."""
+    """Appends one JSON object a line, each at once. One writer a file; safe in one thread."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
-            self._file = open(path, "ab+")  # noqa: SIM115 - held for the life of the writer
-            self._mend_torn_line()
+            self._file = open(path, "ab+", buffering=0)  # noqa: SIM115 - held for the life of the writer
+            self._torn = self._ends_torn()
         except OSError as error:
             raise unusable(path, error) from error
-        self._path = path
 
-    def _mend_torn_line(self) -> None:
-        """Ends the torn last line that a crash may have left, so that the next line stands alone."""
-        if self._file.seek(0, os.SEEK_END) > 0:
-            self._file.seek(-1, os.SEEK_END)
-            if self._file.read(1) != b"\n":
-                self._file.write(b"\n")
+    def _ends_torn(self) -> bool:
+        """Whether a crash left half a line at the end. The next line then begins by ending it."""
+        if self._file.seek(0, os.SEEK_END) == 0:
+            return False
+        self._file.seek(-1, os.SEEK_END)
+        return self._file.read(1) != b"\n"
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Writes one line. Raises `DirectoryUnusable` when the disk is full."""
+        """Writes one line. Raises `DirectoryUnusable` when the disk is full; the line is lost then."""
+        left = (b"\n" if self._torn else b"") + encode_json(record)
         try:
-            self._file.write(encode_json(record))
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]
+                self._torn = bool(left)
         except OSError as error:
             raise unusable(self._path, error) from error
 

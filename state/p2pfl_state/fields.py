@@ -8,6 +8,7 @@ additions survive a rewrite by an older one.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -22,17 +23,56 @@ INSTANCE = re.compile(r"[0-9a-f]{32}")
 
 MAX_COUNT = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""
+MAX_NESTING = 64
+"""How deep a value may be nested: far above any that we write, far below what exhausts a stack."""
 
 
 def parse_object(data: bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `data`. Raises `MalformedFile` for anything else, nesting bombs included."""
+    """The JSON object in `data`, which must be UTF-8. Raises `MalformedFile` for anything else.
+
+    What Python reads but cannot write again is refused too (NaN, infinity, half a surrogate pair,
+    nesting bombs), so that a value from the network can always be passed on, digested and printed.
+    """
     try:
-        value = json.loads(data)
+        text = data.decode()
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        if not isinstance(value, dict):
+            raise MalformedFile(f"{what} is not a JSON object")
+        if "\\u" in text or text.count("[") + text.count("{") > MAX_NESTING:
+            _check_writable(value)
     except (ValueError, RecursionError):
         raise MalformedFile(f"{what} is not JSON") from None
-    if not isinstance(value, dict):
-        raise MalformedFile(f"{what} is not a JSON object")
     return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number that no float can hold")
+    return number
+
+
+def _check_writable(value: Any) -> None:
+    """Raises `ValueError` for nesting past `MAX_NESTING` and for texts that are not Unicode."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item)
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+            elif isinstance(item, str):
+                item.encode()
+        if not below:
+            return
+        level = below
+    raise ValueError("nested too deep")
 
 
 class Fields:

@@ -109,11 +109,13 @@ class Manifest:
 
     @classmethod
     def decode(cls, text: str | bytes) -> Manifest:
-        """Raises `MalformedFile`."""
+        """Raises `MalformedFile`, also when its canonical text would be too large to pass on."""
         data = text.encode() if isinstance(text, str) else text
-        if len(data) > MAX_MANIFEST_BYTES:
-            raise MalformedFile(f"manifest is larger than {MAX_MANIFEST_BYTES} bytes")
-        return cls.read(parse_object(data, "manifest"))
+        if len(data) <= MAX_MANIFEST_BYTES:
+            manifest = cls.read(parse_object(data, "manifest"))
+            if len(manifest.encode()) <= MAX_MANIFEST_BYTES:
+                return manifest
+        raise MalformedFile(f"manifest is larger than {MAX_MANIFEST_BYTES} bytes")
 
 
 def canonical_json(value: Mapping[str, Any]) -> str:
@@ -233,10 +235,15 @@ def file_weights_digest(path: Path) -> str:
 
     Raises as `read_header` does.
     """
-    header = read_header(path)
-    with open(path, "rb") as file:
-        by_name = sorted(header.tensors, key=lambda tensor: tensor.name)
-        return weights_digest((t.name, t.dtype, t.shape, _pieces(file, t.start, t.end)) for t in by_name)
+    try:
+        with open(path, "rb") as file:  # opened once: the path may be replaced at any moment
+            header = parse_header(file, file.seek(0, 2))
+            by_name = sorted(header.tensors, key=lambda tensor: tensor.name)
+            return weights_digest((t.name, t.dtype, t.shape, _pieces(file, t.start, t.end)) for t in by_name)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unusable(path, error) from error
 
 
 def _pieces(file: BinaryIO, start: int, end: int, piece_bytes: int = 1 << 20) -> Iterable[bytes]:

@@ -22,9 +22,9 @@ MAX_FAN_OUT = 256
 MAX_FAILED = 4 * MAX_FAN_OUT
 """Failures that an answer lists; further ones are left out."""
 MAX_REASON = 500
-MAX_MARKER_BYTES = 4 * MAX_FAN_OUT * MAX_MANIFEST_BYTES
+MAX_MARKER_BYTES = 2 * MAX_FAN_OUT * MAX_MANIFEST_BYTES
 """Bound of a marker file. An answer with `MAX_FAN_OUT` of the largest manifests stays below it, also
-where JSON spells their text at three times its length."""
+where each of their commas is followed by a space."""
 
 _ONE_LINE = re.compile(r"[^\x00-\x1f]*")
 _CONTROL = re.compile(r"[\x00-\x1f]")

@@ -1,0 +1,114 @@
+"""Waiting wakes on events at once, and by the poll where there are none."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from p2pfl_state import atomic, wait
+from p2pfl_state.wait import FolderWatch
+from watchdog.events import FileSystemEvent
+from watchdog.observers import Observer
+
+NEVER_S = 3600.0
+
+
+class FirstLook:
+    """A condition that starts `act` in a thread when it is first looked at: from then on one waits."""
+
+    def __init__(self, path: Path, act: threading.Thread) -> None:
+        self.path = path
+        self.looks = 0
+        self._act = act
+
+    def __call__(self) -> bytes | None:
+        self.looks += 1
+        if self.looks == 1:
+            self._act.start()
+        return self.path.read_bytes() if self.path.exists() else None
+
+
+def test_a_rename_wakes_without_the_poll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait, "POLL_S", NEVER_S)
+    path = tmp_path / ".BOOT_DONE"
+    writer = threading.Thread(target=atomic.write_bytes, args=(path, b"up"))
+    with FolderWatch(tmp_path) as watch:
+        assert watch.has_events
+        assert watch.wait_until(FirstLook(path, writer), 60.0) == b"up"
+    writer.join()
+
+
+def test_a_removal_wakes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait, "POLL_S", NEVER_S)
+    path = tmp_path / ".BOOT_DONE"
+    path.touch()
+    remover = threading.Thread(target=path.unlink)
+
+    def gone() -> bool | None:
+        if not remover.ident:
+            remover.start()
+        return None if path.exists() else True
+
+    with FolderWatch(tmp_path) as watch:
+        assert watch.wait_until(gone, 60.0)
+    remover.join()
+
+
+def test_reading_wakes_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[FileSystemEvent] = []
+
+    def hear(waker: wait._Waker, event: FileSystemEvent) -> None:
+        heard.append(event)
+        waker._wake()
+
+    monkeypatch.setattr(wait._Waker, "on_any_event", hear)
+    (tmp_path / "file").write_bytes(b"content")
+    with FolderWatch(tmp_path) as watch:
+        for _ in range(10):
+            (tmp_path / "file").read_bytes()
+            os.listdir(tmp_path)
+        (tmp_path / "file").rename(tmp_path / "renamed")
+        assert watch.wait_until(lambda: heard or None, 60.0)
+    assert {event.src_path for event in heard} == {str(tmp_path / "file")}
+    assert {event.event_type for event in heard} <= {"moved", "deleted"}
+
+
+@pytest.mark.parametrize("error", [OSError(24, "inotify instance limit reached"), FileNotFoundError()])
+def test_without_events_the_poll_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def start(self: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Observer, "start", start)
+    monkeypatch.setattr(wait, "POLL_S", 0.01)
+    path = tmp_path / ".BOOT_DONE"
+    writer = threading.Thread(target=atomic.write_bytes, args=(path, b"up"))
+    with FolderWatch(tmp_path) as watch:
+        assert not watch.has_events
+        look = FirstLook(path, writer)
+        assert watch.wait_until(look, 60.0) == b"up"
+        assert look.looks > 1
+    writer.join()
+
+
+def test_what_is_there_already_is_found_without_waiting(tmp_path: Path) -> None:
+    with FolderWatch(tmp_path) as watch:
+        assert watch.wait_until(lambda: 0, 0.0) == 0, "zero is an answer"
+        assert watch.wait_until(lambda: None, 0.0) is None
+
+
+def test_a_waiter_can_be_woken_by_hand(tmp_path: Path) -> None:
+    with FolderWatch(tmp_path) as watch:
+        watch.wake()
+        assert watch.wait_changed(NEVER_S)
+        assert not watch.wait_changed(0.0)
+
+
+def test_closing_ends_its_threads(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with FolderWatch(tmp_path):
+        assert set(threading.enumerate()) > before
+    assert set(threading.enumerate()) == before
