@@ -10,8 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.processes import LOOK_S, Processes
+
+settings.register_profile("p2pfl", deadline=None, print_blob=True)
+settings.load_profile("p2pfl")
 
 MARK = "P2PFL_TEST"
 """Environment variable that every process of a test inherits, also one that has lost its parents."""
