@@ -193,8 +193,8 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"On {size['cores']} cores with {memory_gib:.0f} GiB ({versions}), one torch thread a peer. Times "
         f"count from the start of the last peer, {report['starting_s']:.0f} s after the first; the last "
-        f"trainer's first step came {_seconds(report['last_first_step_s'])} after it. Accuracies on the way are of at "
-        "most 500 dev examples, final ones of all.",
+        f"trainer's first step came {_seconds(report['last_first_step_s'])} after it. Accuracies on the way "
+        "are of at most 500 dev examples, final ones of all.",
         "",
         *(_level(level, times) for level, times in report["all_above"].items()),
         f"- final accuracy after averaging: {_spread(report['final_averaged'])}; after local training: "

@@ -13,6 +13,7 @@ from p2pfl_state.layout import StateDir
 
 from tests.processes import Process, Processes, wait_for
 
+pytestmark = pytest.mark.timeout(300)
 SMALL = ("--data", "digits", "--shard", "1/4")
 
 
@@ -48,6 +49,11 @@ def test_one_signal_ends_both_after_a_last_average(
     pair = start_pair(processes, state.root)
     wait_metric(state, "answered")
     assert markers.read_boot_done(state) is not None
+    daemon, trainer = holder(state.daemon_lock), holder(state.trainer_lock)
+    assert daemon is not None
+    assert trainer is not None
+    niceness = [os.getpriority(os.PRIO_PROCESS, pid) for pid in (daemon, trainer)]
+    assert niceness[0] < niceness[1], "training never starves the answers to pings"
     pair.signal(number)
     assert pair.wait() == 0
     assert nothing_runs(state)

@@ -1,0 +1,193 @@
+"""Real daemons and real trainers together: peers that learn more than their own data shows them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from p2pfl_state import atomic, markers
+from p2pfl_state.layout import StateDir
+from p2pfl_state.manifest import read_header
+
+from tests.processes import ROOT, Daemon, Process, Processes, wait_for
+
+pytestmark = pytest.mark.timeout(300)
+DIGITS = ("--data", "digits", "--partition", "paper")
+PEERS = 3
+
+
+def lines(state: StateDir) -> list[dict[str, Any]]:
+    return list(atomic.read_json_lines(state.metrics))
+
+
+def latest(state: StateDir, field: str) -> Any:
+    """The last value of a field of metrics.jsonl that is not null."""
+    values = [line[field] for line in lines(state) if line.get(field) is not None]
+    return values[-1] if values else None
+
+
+def version(state: StateDir) -> int:
+    """Of the published model; 0 before there is one."""
+    return read_header(state.model).manifest().version if state.model.exists() else 0
+
+
+def wait_version(state: StateDir, wanted: int) -> None:
+    wait_for(lambda: version(state) >= wanted, what=f"version {wanted}")
+
+
+def wait_accuracy(state: StateDir, wanted: float) -> None:
+    wait_for(lambda: (latest(state, "accuracy_averaged") or 0.0) > wanted, what=f"an accuracy above {wanted}")
+
+
+def chain(processes: Processes, folder: Path, count: int) -> list[Daemon]:
+    """Daemons, each booted to the one before."""
+    daemons: list[Daemon] = []
+    for number in range(1, count + 1):
+        boot = [daemons[-1].address] if daemons else []
+        daemons.append(processes.start_daemon(folder / f"peer-{number}", boot=boot))
+    return daemons
+
+
+def run_json(*arguments: str | Path) -> Mapping[str, Any]:
+    """What a command prints with --json."""
+    line = [sys.executable, "-m", *map(str, arguments), "--json"]
+    ran = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ran.returncode == 0, ran.stderr
+    value: dict[str, Any] = json.loads(ran.stdout)
+    return value
+
+
+def test_three_peers_learn_all_digits_from_each_other(processes: Processes, tmp_path: Path) -> None:
+    daemons = chain(processes, tmp_path, PEERS)
+    trainers = [
+        processes.start_trainer(
+            daemon.state.root, *DIGITS, "--shard", f"{number}/{PEERS}", "--final-evaluation"
+        )
+        for number, daemon in enumerate(daemons, 1)
+    ]
+    for daemon in daemons:  # a peer alone cannot pass 0.7 with 7 of 10 digits
+        wait_accuracy(daemon.state, 0.93)
+    stopped = [trainer.stop() for trainer in trainers]
+    assert stopped == [0] * PEERS
+    tasks = set()
+    for daemon in daemons:
+        state = daemon.state
+        *cycles, final = lines(state)
+        assert final["final"] is True
+        assert final["accuracy_averaged"] > 0.9
+        assert not any(line["failed"] for line in [*cycles, final])
+        assert not any(line["refused"] for line in [*cycles, final])
+        listed = {peer["id"] for peer in json.loads(state.peers.read_bytes())["peers"]}
+        assert listed == {other.peer_id for other in daemons} - {daemon.peer_id}
+        manifest = read_header(state.model).manifest()
+        assert {parent.peer_id for parent in manifest.parents} <= listed
+        tasks.add(manifest.task)
+    assert len(tasks) == 1, "one task"
+    root = daemons[0].state.root
+    measured = run_json("p2pfl_train", "evaluate", "--state", root)
+    assert measured["accuracy"] == pytest.approx(lines(daemons[0].state)[-1]["accuracy_averaged"])
+    assert min(measured["class_accuracies"]) > 0.5, "also the digits that this peer never saw"
+    assert run_json("p2pfl_net", "status", "--state", root)["trainer"] == "stopped"
+    assert [daemon.stop() for daemon in daemons] == [0] * PEERS
+
+
+def start_pair(processes: Processes, folder: Path) -> tuple[Daemon, Daemon, Process]:
+    """Two daemons; the second has a published model; a trainer on the first that has averaged it."""
+    first, second = chain(processes, folder, 2)
+    other = processes.start_trainer(second.state.root, *DIGITS, "--shard", "2/2", "--cycles", "3")
+    assert other.wait() == 0
+    trainer = processes.start_trainer(first.state.root, *DIGITS, "--shard", "1/2")
+    wait_for(lambda: any(line["models"] for line in lines(first.state)), what="an average")
+    return first, second, trainer
+
+
+def test_a_killed_daemon_takes_the_network_away_and_not_the_training(
+    processes: Processes, tmp_path: Path
+) -> None:
+    daemon, second, trainer = start_pair(processes, tmp_path)
+    state, peer_id = daemon.state, daemon.peer_id
+    before = markers.read_boot_done(state)
+    assert before is not None
+    daemon.kill()
+    wait_version(state, version(state) + 5)
+    assert trainer.alive
+    again = processes.start_daemon(state.root, boot=[second.address])
+    assert again.peer_id == peer_id
+    assert again.wait_ready().instance != before.instance
+    seen = len(lines(state))
+    wait_for(lambda: any(line["models"] for line in lines(state)[seen:]), what="an average after the restart")
+    assert trainer.stop() == 0
+
+
+def test_a_killed_trainer_goes_on_from_what_it_published(processes: Processes, tmp_path: Path) -> None:
+    daemon, _, trainer = start_pair(processes, tmp_path)
+    state = daemon.state
+    trainer.kill()
+    published, rounds = version(state), latest(state, "round")
+    seen = len(lines(state))
+    served = read_header(state.model).manifest().weights
+    fetched = tmp_path / "fetched.safetensors"
+    run_json("p2pfl_net", "get", daemon.address, "--out", fetched)
+    assert read_header(fetched).manifest().weights == served, "the daemon goes on serving it"
+    again = processes.start_trainer(state.root, *DIGITS, "--shard", "1/2")
+    wait_for(lambda: any(line["models"] for line in lines(state)[seen:]), what="an average after the restart")
+    assert again.stop() == 0
+    later = lines(state)[seen:]
+    assert later[0]["version"] > published
+    assert all(line["round"] > rounds for line in later if line["asked"])
+    assert not any(line["failed"] for line in later)
+
+
+def test_a_trainer_may_start_before_its_daemon(processes: Processes, tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "peer")
+    trainer = processes.start_trainer(state.root, *DIGITS, "--cycles", "2")
+    wait_for(lambda: state.trainer_lock.exists(), what="the trainer's lock")
+    daemon = processes.start_daemon(state.root)
+    assert trainer.wait() == 0
+    assert version(state) >= 2
+    assert daemon.stop() == 0
+
+
+def test_a_newcomer_with_nothing_but_an_address_receives_the_model(
+    processes: Processes, tmp_path: Path
+) -> None:
+    first, _, trainer = start_pair(processes, tmp_path)
+    newcomer = processes.start_daemon(tmp_path / "newcomer", boot=[first.address])
+    receiver = processes.start_trainer(newcomer.state.root)
+    wait_version(newcomer.state, 1)
+    assert newcomer.state.task.read_bytes() == first.state.task.read_bytes()
+    assert receiver.stop() == 0
+    assert trainer.stop() == 0
+    assert read_header(newcomer.state.model).manifest().task == read_header(first.state.model).manifest().task
+
+
+def test_the_network_gives_a_new_trainer_its_first_weights(processes: Processes, tmp_path: Path) -> None:
+    first, second = chain(processes, tmp_path, 2)
+    teacher = processes.start_trainer(first.state.root, *DIGITS, "--cycles", "60")
+    assert teacher.wait() == 0
+    taught = latest(first.state, "accuracy_trained")
+    assert taught > 0.9
+    pupil = processes.start_trainer(
+        second.state.root, *DIGITS, "--shard", "2/3", "--cycles", "1", "--local-steps", "1", "--lr", "1e-6"
+    )
+    assert pupil.wait() == 0
+    assert latest(second.state, "accuracy_trained") > 0.85, "one tiny step does not teach that"
+
+
+def test_a_directory_has_one_daemon_and_one_trainer(processes: Processes, tmp_path: Path) -> None:
+    daemon = processes.start_daemon(tmp_path / "peer")
+    twin = processes.start_daemon(tmp_path / "peer", ready=False)
+    assert twin.wait() == 3
+    assert "is in use by another daemon" in twin.output()
+    trainer = processes.start_trainer(tmp_path / "peer", *DIGITS)
+    wait_version(daemon.state, 1)
+    second = processes.start_trainer(tmp_path / "peer", *DIGITS)
+    assert second.wait() == 3
+    assert "is in use by another trainer" in second.output()
+    assert trainer.stop() == 0
+    assert daemon.stop() == 0
