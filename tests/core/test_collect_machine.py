@@ -56,6 +56,11 @@ class Round:
     done: list[FetchId] = field(default_factory=list)
 
 
+fan_outs = st.integers(1, 4)
+counts = st.integers(0, 9)
+deadlines = st.sampled_from([0.5, 3.0, 20.0])
+
+
 class CollectorMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -65,12 +70,21 @@ class CollectorMachine(RuleBasedStateMachine):
         self.last_round = 0
         self.open: dict[FetchId, Open] = {}
         self.ended: list[FetchId] = []
+        self.peer_of: dict[FetchId, PeerId] = {}
 
     # what happens ----------------------------------------------------------------------------------
 
-    @rule(
-        fan_out=st.integers(1, 4), candidates=st.integers(0, 9), deadline_s=st.sampled_from([0.5, 3.0, 20.0])
-    )
+    @precondition(lambda self: self.round is None)
+    @rule(fan_out=fan_outs, candidates=counts, deadline_s=deadlines)
+    def begin(self, fan_out: int, candidates: int, deadline_s: float) -> None:
+        self.ask(fan_out, candidates, deadline_s)
+
+    @precondition(lambda self: self.round is not None)
+    @rule(fan_out=fan_outs, candidates=counts, deadline_s=deadlines, impatience=st.integers(0, 9))
+    def begin_again(self, fan_out: int, candidates: int, deadline_s: float, impatience: int) -> None:
+        if impatience == 9:  # seldom, or no round would ever be seen to its end
+            self.ask(fan_out, candidates, deadline_s)
+
     def ask(self, fan_out: int, candidates: int, deadline_s: float) -> None:
         self.last_round += 1
         addresses = {PeerId(f"{n:064x}"): (Address("10.0.0.1", 8000 + n),) for n in range(candidates)}
@@ -173,6 +187,7 @@ class CollectorMachine(RuleBasedStateMachine):
             assert current.busy.pop(fetch.peer_id) <= self.now, "only who was busy is asked again, and later"
             assert current.tried == current.candidates, "first those not yet tried"
         current.tried.add(fetch.peer_id)
+        self.peer_of[fetch.fetch] = fetch.peer_id
         self.open[fetch.fetch] = Open(fetch.peer_id, self.now, self.now)
 
     def answered(self, done: CollectionDone) -> None:
@@ -188,6 +203,7 @@ class CollectorMachine(RuleBasedStateMachine):
         assert complete or exhausted or self.now == current.deadline
         failed = [peer for peer, _ in done.failed]
         assert len(set(failed)) == len(failed)
+        assert not {self.peer_of[fetch] for fetch in done.fetched} & set(failed)
         if not complete:
             assert len(failed) + len(done.fetched) == len(current.tried), "everybody tried is accounted for"
         self.round = None
@@ -209,4 +225,4 @@ class CollectorMachine(RuleBasedStateMachine):
 
 
 TestCollector = CollectorMachine.TestCase
-TestCollector.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestCollector.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

@@ -169,6 +169,17 @@ def test_a_joiner_cannot_make_us_flood_a_victim() -> None:
     assert sum(first.dialled.values()) <= 64
 
 
+def test_no_news_is_spent_on_addresses_where_nobody_may_listen() -> None:
+    """Each piece is passed on a few times only."""
+    network = Network(1)
+    first = network.chain(3)[0]
+    victims = tuple(Address(VICTIM.host, 1000 + n) for n in range(8))
+    network.call(first, Join(Sender(LIAR, 0, victims), network.address(first)), "10.9.9.9")
+    sent = [output for _, output in first.outputs if isinstance(output, Send) and output.address in victims]
+    assert len(sent) == len(victims)
+    assert all(isinstance(send.message, Ping) and send.message.updates == () for send in sent)
+
+
 @pytest.mark.parametrize("dialled", [VICTIM, Address("10.0.0.1", 22), Address(LOOPBACK, 22)])
 def test_a_liar_cannot_make_us_announce_what_is_not_ours(dialled: Address) -> None:
     network = Network(1)

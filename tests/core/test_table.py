@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 
 from hypothesis import given
@@ -140,6 +141,15 @@ def test_everybody_gets_a_turn_within_two_rounds(count: int, seed: int) -> None:
         live.add(PeerId(f"{number:064x}"))
     probed = [order.next(live.members(), live.__contains__) for _ in range(2 * count - 1)]
     assert set(probed) == set(live.members())
+
+
+def test_whose_turn_comes_first_is_chance() -> None:
+    first: Counter[PeerId | None] = Counter()
+    for seed in range(400):
+        order = ProbeOrder(Random(seed))
+        first[order.next(PEERS, lambda peer: True)] += 1
+    assert set(first) == set(PEERS)
+    assert min(first.values()) > 50, "100 each on average; five standard deviations are 43"
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(PEERS))))
