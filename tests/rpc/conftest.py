@@ -22,6 +22,16 @@ def network(processes: Processes, tmp_path: Path) -> Iterator[Network]:
     made.check_sound()
 
 
+@pytest.fixture(scope="module")
+def shared_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    """Daemons that the tests of one file share: for what must leave no trace in them."""
+    folder = tmp_path_factory.mktemp("shared")
+    with Processes(folder / "outputs") as processes:
+        made = Network(processes, folder)
+        yield made
+        made.check_sound()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB in memory."""

@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -61,6 +62,19 @@ class ScriptedPeer:
     def join(self, daemon: Peer) -> None:
         """Registers with a daemon."""
         call_join(daemon.port, pb.JoinRequest(sender=self.sender(), dialled=loopback(daemon.port)))
+
+    @contextmanager
+    def visiting(self, daemon: Peer) -> Iterator[None]:
+        """A member of the daemon's network for a while."""
+        self.join(daemon)
+        daemon.wait_published([self.peer_id])
+        try:
+            yield
+        finally:
+            sender = self.sender()
+            sender.record.status = pb.PEER_STATUS_LEFT
+            to = bytes.fromhex(daemon.peer_id)
+            call_ping(daemon.port, pb.PingRequest(sender=sender, to=to, dialled=loopback(daemon.port)))
 
     def _membership(self) -> grpc.GenericRpcHandler[Any, Any]:
         return grpc.method_handlers_generic_handler(

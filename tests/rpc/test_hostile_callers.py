@@ -94,29 +94,34 @@ BROKEN_JOINS: dict[str, Callable[[pb.JoinRequest], object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def lonely(shared_network: Network) -> Peer:
+    """A daemon that knows nobody, whatever is said to it."""
+    return shared_network.start()
+
+
 @pytest.mark.parametrize("name", BROKEN_JOINS)
-def test_a_broken_join_is_refused(network: Network, name: str) -> None:
-    daemon = network.start()
-    request = sound_join(daemon)
+def test_a_broken_join_is_refused(lonely: Peer, name: str) -> None:
+    request = sound_join(lonely)
     BROKEN_JOINS[name](request)
-    code, words = refused(lambda: call_join(daemon.port, request))
+    code, words = refused(lambda: call_join(lonely.port, request))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert words
     assert "\n" not in words
-    assert daemon.known() == set()
+    assert lonely.known() == set()
 
 
 @pytest.mark.parametrize(("lowest", "highest"), [(2, 9), (0, 0), (3, 2)])
-def test_another_protocol_is_refused_with_one_line(network: Network, lowest: int, highest: int) -> None:
-    daemon = network.start()
-    request = sound_join(daemon)
+def test_another_protocol_is_refused_with_one_line(lonely: Peer, lowest: int, highest: int) -> None:
+    request = sound_join(lonely)
     request.sender.protocol.CopyFrom(pb.ProtocolRange(lowest=lowest, highest=highest))
-    code, words = refused(lambda: call_join(daemon.port, request))
+    code, words = refused(lambda: call_join(lonely.port, request))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "protocol" in words
     assert "\n" not in words
     if lowest == 2:
         assert "install the same version" in words
+    assert lonely.known() == set()
 
 
 def test_a_call_for_another_peer_is_refused(network: Network) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import grpc
 import pytest
@@ -15,7 +15,7 @@ from p2pfl_state.manifest import Parent
 from tests.rpc.crowd import join_crowd
 from tests.rpc.fake_trainer import FakeTrainer, names_of
 from tests.rpc.model_files import TASK, ModelFile, assemble, header_bytes, make_model, make_task, publish
-from tests.rpc.peers import Network
+from tests.rpc.peers import Network, Peer
 from tests.rpc.scripted_peer import (
     ScriptedPeer,
     chunk_part,
@@ -158,24 +158,39 @@ LIES: dict[str, tuple[Callable[..., Iterator[bytes]], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", LIES)
-def test_a_liar_is_a_failure_with_a_reason(network: Network, name: str) -> None:
-    parts, reason = LIES[name]
-    asker = network.start("--max-model-gb", "4")
-    honest_peer = network.start(boot=asker)
+@dataclass(frozen=True)
+class Prey:
+    """Whom the liars meet: a daemon with a trainer, and an honest peer in its network."""
+
+    asker: Peer
+    honest_id: str
+    trainer: FakeTrainer
+
+
+@pytest.fixture(scope="module")
+def prey(shared_network: Network) -> Iterator[Prey]:
+    asker = shared_network.start("--max-model-gb", "4")
+    honest_peer = shared_network.start(boot=asker)
     publish(honest_peer.state, OTHER)
     asker.wait_published([honest_peer.peer_id])
-    with FakeTrainer(asker.state) as trainer, ScriptedPeer(parts) as liar:
-        liar.join(asker)
-        asker.wait_published([liar.peer_id])
-        answer = trainer.ask(fan_out=2, deadline_s=SHORT_DEADLINE_S)
-        assert [model.peer_id for model in answer.models] == [honest_peer.peer_id]
+    with FakeTrainer(asker.state) as trainer:
+        yield Prey(asker, honest_peer.peer_id, trainer)
+    assert asker.known() == {honest_peer.peer_id}
+    assert asker.stop() == 0
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_liar_is_a_failure_with_a_reason(prey: Prey, name: str) -> None:
+    parts, reason = LIES[name]
+    with ScriptedPeer(parts) as liar, liar.visiting(prey.asker):
+        answer = prey.trainer.ask(fan_out=2, deadline_s=SHORT_DEADLINE_S)
+        assert [model.peer_id for model in answer.models] == [prey.honest_id]
         assert [failure.peer_id for failure in answer.failed] == [liar.peer_id]
         assert reason in answer.failed[0].reason
         assert answer.candidates == 2
-        assert trainer.files() == names_of(answer)
-        assert asker.known() == {honest_peer.peer_id, liar.peer_id}
-    assert asker.stop() == 0
+        assert prey.trainer.files() == names_of(answer)
+        assert prey.asker.known() == {prey.honest_id, liar.peer_id}
+    prey.asker.wait_known({prey.honest_id})
 
 
 def stall_at_once(request: FetchModelRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -268,16 +283,14 @@ TASK_LIES = {
 
 
 @pytest.mark.parametrize("name", TASK_LIES)
-def test_a_liar_about_the_task_is_a_failure(network: Network, name: str) -> None:
-    asker = network.start()
-    with FakeTrainer(asker.state) as trainer, ScriptedPeer(honest(MODEL), task=TASK_LIES[name]) as liar:
-        liar.join(asker)
-        asker.wait_published([liar.peer_id])
-        answer = trainer.ask(fan_out=1, task=None, want_task=True, deadline_s=SHORT_DEADLINE_S)
-        assert (answer.models, len(answer.failed)) == ((), 1)
+def test_a_liar_about_the_task_is_a_failure(prey: Prey, name: str) -> None:
+    with ScriptedPeer(honest(MODEL), task=TASK_LIES[name]) as liar, liar.visiting(prey.asker):
+        answer = prey.trainer.ask(fan_out=2, task=None, want_task=True, deadline_s=SHORT_DEADLINE_S)
+        assert [model.peer_id for model in answer.models] == [prey.honest_id]
+        assert [failure.peer_id for failure in answer.failed] == [liar.peer_id]
         assert "task" in answer.failed[0].reason
-        assert trainer.files() == set()
-    assert asker.stop() == 0
+        assert prey.trainer.files() == names_of(answer) | {"task.json"}
+    prey.asker.wait_known({prey.honest_id})
 
 
 def test_more_failures_than_an_answer_can_list(network: Network) -> None:
