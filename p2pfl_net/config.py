@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from p2pfl_net.core.ids import Address, parse_address, parse_ip
+from p2pfl_net.core.ids import Address, is_unicast, parse_address, parse_ip
 from p2pfl_net.core.params import Params
 from p2pfl_net.errors import UsageError
 
@@ -79,7 +79,13 @@ def parse_boot(texts: list[str]) -> tuple[Address, ...]:
 
 def parse_advertise(text: str | None) -> Address | None:
     """The address to announce instead of a learned one. Raises `UsageError`."""
-    return None if text is None else _address("--advertise", text)
+    if text is None:
+        return None
+    address = _address("--advertise", text)
+    literal = parse_ip(address.host)
+    if literal is not None and not is_unicast(literal):
+        raise UsageError(f"--advertise {text!r}: give an address at which other peers reach this one")
+    return address
 
 
 def _address(option: str, text: str) -> Address:

@@ -52,6 +52,12 @@ def parse_ip(host: str) -> str | None:
     return str(address)
 
 
+def is_unicast(literal: str) -> bool:
+    """Whether an IP literal names one machine: dialling 0.0.0.0 reaches the dialling machine itself."""
+    address = ipaddress.ip_address(literal)
+    return not (address.is_unspecified or address.is_multicast)
+
+
 def parse_address(text: str) -> Address:
     """`host:port` or `[ipv6]:port`. Raises `ValueError` with one line that says what is wrong."""
     host, separator, port_text = text.rpartition(":")

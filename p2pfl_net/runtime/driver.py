@@ -250,6 +250,10 @@ class Driver:
             refused=tuple((PeerId(r.peer_id), r.reason) for r in request.refused),
         )
         self._handle(ask, now)
+        # What an abandoned round had finished is nobody's any more.
+        self._running = {
+            fetch: running for fetch, running in self._running.items() if running.order.round == request.round
+        }
 
     def _answer(self, done: CollectionDone) -> None:
         request = self._request

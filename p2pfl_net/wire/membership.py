@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 
 from p2pfl_proto.v1 import membership_pb2 as pb
 
 from p2pfl_net.core.events import MAX_INCARNATION, Ack, Join, JoinReply, Ping, Record, Sender, Status
-from p2pfl_net.core.ids import Address, PeerId, TaskDigest, parse_ip
+from p2pfl_net.core.ids import Address, PeerId, TaskDigest, is_unicast, parse_ip
 from p2pfl_net.errors import MalformedMessage
 
 PROTOCOL_LOWEST = 1
@@ -171,7 +170,6 @@ def _decode_addresses(messages: Iterable[pb.Address]) -> tuple[Address, ...]:
         raise MalformedMessage(f"more than {MAX_ADDRESSES} addresses of one peer")
     addresses = tuple(dict.fromkeys(_decode_address(message) for message in listed))
     for address in addresses:
-        ip = ipaddress.ip_address(address.host)
-        if ip.is_unspecified or ip.is_multicast:  # dialling 0.0.0.0 reaches the dialling machine itself
+        if not is_unicast(address.host):
             raise MalformedMessage("an address at which no peer can be reached")
     return addresses
