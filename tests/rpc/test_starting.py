@@ -50,6 +50,14 @@ def test_port_0_needs_a_state_directory() -> None:
     assert "--state" in said.stderr
 
 
+@pytest.mark.parametrize("advertise", ["0.0.0.0:8000", "[::]:8000", "224.0.0.1:8000"])
+def test_an_address_that_nobody_can_dial_is_not_advertised(tmp_path: Path, advertise: str) -> None:
+    said = run_command("serve", "--port", "0", "--state", tmp_path / "state", "--advertise", advertise)
+    assert said.returncode == 2
+    assert said.stderr.count("\n") == 1
+    assert "--advertise" in said.stderr
+
+
 def test_a_chosen_port_is_told(network: Network) -> None:
     peer = network.start()
     assert f"port {peer.port}," in peer.process.output()
