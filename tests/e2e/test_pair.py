@@ -71,7 +71,7 @@ def test_three_peers_learn_all_digits_from_each_other(processes: Processes, tmp_
         for number, daemon in enumerate(daemons, 1)
     ]
     for daemon in daemons:  # a peer alone cannot pass 0.7 with 7 of 10 digits
-        wait_accuracy(daemon.state, 0.93)
+        wait_accuracy(daemon.state, 0.9)
     stopped = [trainer.stop() for trainer in trainers]
     assert stopped == [0] * PEERS
     tasks = set()
@@ -79,7 +79,7 @@ def test_three_peers_learn_all_digits_from_each_other(processes: Processes, tmp_
         state = daemon.state
         *cycles, final = lines(state)
         assert final["final"] is True
-        assert final["accuracy_averaged"] > 0.9
+        assert final["accuracy_averaged"] > 0.8
         assert not any(line["failed"] for line in [*cycles, final])
         assert not any(line["refused"] for line in [*cycles, final])
         listed = {peer["id"] for peer in json.loads(state.peers.read_bytes())["peers"]}

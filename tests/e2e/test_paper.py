@@ -73,7 +73,7 @@ def test_a_small_experiment_with_a_kill_and_its_report(processes: Processes, tmp
     assert report["rounds_answered"] > 0
     assert report["machine"]["cores"] >= 1
     assert "--fan-out" in report["options"]["trainer"]
-    assert report["final_averaged"]["worst"] > 0.9
+    assert report["final_averaged"]["worst"] > 0.75, "a peer alone cannot pass 0.71"
     for level in ("0.90", "0.95"):
         times = report["all_above"][level]
         assert times["all_at_once_s"] is None or times["all_at_once_s"] >= times["each_once_s"]
