@@ -26,9 +26,9 @@ from scripts.usage import Parser
 MAX_PEERS = 100
 KILLED_PAUSE_S = 60.0
 """From the kill of a peer to its restart; less in a short run."""
-LONGEST_RETURN_S = 120.0
-CYCLES_BACK = 4
-"""A restarted peer gets at least so many cycles, within that time: enough for three averages."""
+CYCLES = 4
+LONGEST_CYCLES_S = 120.0
+"""Before a peer is killed and after its restart it gets so many cycles in that time: for three averages."""
 LINE_S = 10.0
 """Between two lines about the training."""
 FINAL_PATIENCE_S = 60.0
@@ -150,19 +150,26 @@ def _run(plan: Plan, network: Network, times: Times, asked: Callable[[], bool]) 
         say(f"{member.name} joined at {member.address}")
     seconds = 60 * plan.minutes
     _learn(network, times.last_start, times.last_start + (seconds / 2 if killed else seconds), asked)
-    if killed is not None and not asked():
-        member = network.members[killed - 1]
-        cycle = member.watcher.look().cycle
-        _kill_and_restart(member, network, times, min(KILLED_PAUSE_S, seconds / 6), asked)
-        _learn(network, times.last_start, times.last_start + seconds, asked)
-        # A short run on a slow machine ends while the restarted trainer still loads its libraries.
-        limit = time.time() + LONGEST_RETURN_S
-        _learn(network, times.last_start, limit, lambda: asked() or _is_back(member, cycle))
+    if killed is None or asked():
+        return
+    # A short run on a slow machine is half over while trainers still load their libraries.
+    _wait_cycles(network, times, network.members, CYCLES, asked)
+    member = network.members[killed - 1]
+    cycle = member.watcher.look().cycle
+    _kill_and_restart(member, network, times, min(KILLED_PAUSE_S, seconds / 6), asked)
+    _learn(network, times.last_start, times.last_start + seconds, asked)
+    _wait_cycles(network, times, [member], cycle + CYCLES, asked)
 
 
-def _is_back(member: Member, cycle: int) -> bool:
-    """Whether a peer has trained on since it was killed in `cycle`."""
-    return member.watcher.look().cycle >= cycle + CYCLES_BACK
+def _wait_cycles(
+    network: Network, times: Times, members: Sequence[Member], cycle: int, asked: Callable[[], bool]
+) -> None:
+    """Lets all go on until `members` have finished `cycle`, in bounded time."""
+
+    def enough() -> bool:
+        return asked() or all(member.watcher.look().cycle >= cycle for member in members)
+
+    _learn(network, times.last_start, time.time() + LONGEST_CYCLES_S, enough)
 
 
 def _learn(network: Network, since: float, until: float, asked: Callable[[], bool]) -> None:

@@ -62,7 +62,7 @@ def start(processes: Processes, out: Path, *options: str) -> Process:
 
 def test_a_small_experiment_with_a_kill_and_its_report(processes: Processes, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    paper = start(processes, out, "--minutes=0.75", "--kill", "--args=--fan-out 2")
+    paper = start(processes, out, "--minutes=0.5", "--kill", "--args=--fan-out 2")
     assert paper.wait(280) == 0
     report = json.loads((out / "report.json").read_text())
     assert [peer["name"] for peer in report["peers"]] == ["peer-01", "peer-02", "peer-03"]
