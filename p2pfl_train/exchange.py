@@ -63,6 +63,8 @@ class Outcome:
     checked: Checked
     failure: str | None
     """Why the round counts as failed, in one line; None for a good one."""
+    seconds: float | None = None
+    """From the request to models that may be averaged; None when none came."""
 
 
 @dataclass
@@ -73,6 +75,7 @@ class _Outstanding:
     check: Check | None
     answer: AggregateAnswer | None = None
     checking: Future[Checked] | None = None
+    checked_at_s: float | None = None
 
 
 def next_round(state: StateDir, remembered: int) -> int:
@@ -133,6 +136,11 @@ class Exchange:
     @property
     def outstanding(self) -> bool:
         return self._outstanding is not None
+
+    @property
+    def answered(self) -> bool:
+        """Whether the outstanding request has its answer, verified or not."""
+        return self._outstanding is not None and self._outstanding.answer is not None
 
     @property
     def last_round(self) -> int:
@@ -205,7 +213,10 @@ class Exchange:
         if current.answer is not None:
             checked = current.checking.result() if current.checking else Checked()
             self._refused.extend(checked.refusals)
-            outcome = Outcome(current.round, current.answer, checked, judge(current.answer))
+            seconds = None
+            if checked.contributions and current.checked_at_s is not None:
+                seconds = current.checked_at_s - current.asked_at_s
+            outcome = Outcome(current.round, current.answer, checked, judge(current.answer), seconds)
         elif self._accepted is None:
             outcome = Outcome(current.round, None, Checked(), "the daemon was lost")
         elif self._clock() - current.asked_at_s > current.wish.deadline_s + LATE_S:
@@ -247,7 +258,14 @@ class Exchange:
             return
         current.answer = answer
         if current.check is not None:
-            current.checking = self._checker.submit(current.check, answer)
+            current.checking = self._checker.submit(self._run_check, current, current.check)
+
+    def _run_check(self, current: _Outstanding, check: Check) -> Checked:
+        assert current.answer is not None
+        try:
+            return check(current.answer)
+        finally:
+            current.checked_at_s = self._clock()
 
     def _look_for_daemon(self) -> None:
         boot = read_boot_done(self._state) if is_held(self._state.daemon_lock) else None

@@ -162,7 +162,7 @@ def test_peers_that_start_alone_start_alike(tmp_path: Path) -> None:
 def test_training_never_waits_for_a_daemon_that_never_answers(
     state: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "FINAL_DEADLINE_S", 0.0)
+    monkeypatch.setattr(loop, "FINAL_DEADLINE_S", 0.01)
     monkeypatch.setattr(loop, "LATE_S", 0.0)
     with FakeDaemon(state) as daemon:
         run(state, cycles=1)
@@ -547,3 +547,52 @@ def test_after_a_signal_the_last_measurement_must_be_quick(
             evaluation=EvaluationOptions(every_cycles=1),
         )
     assert (lines(state)[1][0]["accuracy_trained"] is not None) == measured
+
+
+def test_the_pace_of_a_cycle_tells_what_its_steps_will_take() -> None:
+    pace = loop.Pace(steps=4, started_at_s=100.0)
+    assert pace.step_done(102.0) == pytest.approx(3 * 2.0)
+    assert pace.step_done(103.0) == pytest.approx(2 * 1.5)
+    assert pace.step_done(106.0) == pytest.approx(1 * 2.0)
+    assert pace.step_done(108.0) == 0
+
+
+@pytest.mark.parametrize(("lead_s", "steps_before"), [(0.0, 5), (1e9, 1)])
+def test_a_request_is_made_when_the_rest_of_the_cycle_takes_as_long_as_a_round(
+    state: StateDir,
+    published: StateDir,
+    monkeypatch: pytest.MonkeyPatch,
+    lead_s: float,
+    steps_before: int,
+) -> None:
+    monkeypatch.setattr(loop, "FIRST_LEAD_S", lead_s)
+    monkeypatch.setattr(loop, "LEAD_GAIN", 0.0)
+    done: list[int] = []
+    asked_after: list[int] = []
+    step_done, ask, poll = loop.Pace.step_done, Exchange.ask, Exchange.poll
+
+    def count(pace: loop.Pace, now_s: float) -> float:
+        left_s = step_done(pace, now_s)
+        done.append(pace.done)
+        return left_s
+
+    def note(exchange: Exchange, *wish: Any) -> int:
+        asked_after.append(done[-1] if done else 0)
+        return ask(exchange, *wish)
+
+    def poll_until_answered(exchange: Exchange) -> None:
+        """An answer that comes before the next step, so that the test does not depend on speed."""
+        poll(exchange)
+        while exchange.outstanding and not exchange.answered:
+            exchange._watch.wait_changed(0.05)
+            poll(exchange)
+
+    monkeypatch.setattr(loop.Pace, "step_done", count)
+    monkeypatch.setattr(Exchange, "ask", note)
+    monkeypatch.setattr(Exchange, "poll", poll_until_answered)
+    with FakeDaemon(state, offering(published)):
+        run(state, cycles=3, training=TrainingOptions(local_steps=5))
+    cycles, _ = lines(state)
+    assert asked_after == [0, *[steps_before] * 3, 5]  # initial weights, three cycles, the last average
+    assert all(line["asked"] and line["answered"] and line["models"] == 1 for line in cycles)
+    assert all(line["seconds_waiting"] == 0 for line in cycles)
