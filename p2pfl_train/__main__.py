@@ -119,7 +119,7 @@ def run(
 def _task_options(
     wanted: dict[str, Any], arguments: list[str], classes: str | None, image_size: str | None
 ) -> TaskOptions:
-    from p2pfl_train.data import parse_classes, parse_image_size
+    from p2pfl_train.datasets.load import parse_classes, parse_image_size
     from p2pfl_train.models import parse_model_arguments
     from p2pfl_train.tasks import TaskOptions
 
@@ -229,14 +229,14 @@ def plot(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the pictures go.")] = Path("plots"),
 ) -> None:
     """Draw accuracy, cycles, known peers and collection times of peers, as PNG and SVG."""
-    from p2pfl_train.plot import draw
+    from p2pfl_train.plots.draw import draw
 
     for path in draw(directories, out):
         typer.echo(str(path))
 
 
 def main() -> None:
-    """The console script: errors become one line and the exit code that `errors.py` documents."""
+    """Runs the command line: errors become one line and the exit code that `errors.py` documents."""
     try:
         app()
     except TrainError as error:
@@ -251,5 +251,17 @@ def _fail(error: Exception, code: int) -> None:
     sys.exit(code)
 
 
+def entry() -> None:
+    """The console script. Ends without the interpreter's teardown, which takes torch some seconds."""
+    code: object = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 if __name__ == "__main__":
-    main()
+    entry()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, default_collate
 
-from p2pfl_train.examples import Examples
-from p2pfl_train.partition import stratified
+from p2pfl_train.datasets.examples import Examples
+from p2pfl_train.datasets.partition import stratified
 from p2pfl_train.task import Batch
 
 

@@ -16,9 +16,9 @@ from torch import nn
 
 from p2pfl_train import checkpoint
 from p2pfl_train.batches import size_of
+from p2pfl_train.datasets.images import read_image
 from p2pfl_train.errors import DataError, WeightsRefused
 from p2pfl_train.evaluate import Evaluation, evaluate
-from p2pfl_train.images import read_image
 from p2pfl_train.learner import fresh_model
 from p2pfl_train.task import Task
 from p2pfl_train.tasks import TaskOptions, join_task

@@ -25,11 +25,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from torch.nn import functional
 
-from p2pfl_train import data, models, partition
+from p2pfl_train import models
+from p2pfl_train.datasets import load as data
+from p2pfl_train.datasets import partition
+from p2pfl_train.datasets.examples import Examples, Indices, LabelledData, shown
+from p2pfl_train.datasets.partition import WHOLE, Shard
+from p2pfl_train.datasets.preprocess import expects_pixels, preprocess_function
 from p2pfl_train.errors import DataError, TrainError, UsageError
-from p2pfl_train.examples import Examples, Indices, LabelledData, shown
-from p2pfl_train.partition import WHOLE, Shard
-from p2pfl_train.preprocess import expects_pixels, preprocess_function
 from p2pfl_train.task import Task, TaskSpec
 from p2pfl_train.taskspec import initial_seed, spec_from_taskfile, spec_to_taskfile
 

@@ -11,8 +11,8 @@ from p2pfl_state.fields import Fields
 from p2pfl_state.manifest import canonical_json
 from p2pfl_state.taskfile import TaskFile
 
+from p2pfl_train.datasets.examples import MAX_CLASSES, check_classes
 from p2pfl_train.errors import DataError
-from p2pfl_train.examples import MAX_CLASSES, check_classes
 from p2pfl_train.models import MAX_ARGUMENTS_BYTES, MAX_INPUT_ELEMENTS, MAX_SOURCE_BYTES
 from p2pfl_train.task import Architecture, TaskSpec
 

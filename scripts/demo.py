@@ -185,7 +185,7 @@ def _results(members: Sequence[Member]) -> Table:
 
 
 def _draw(console: Console, network: Network, plots: Path) -> None:
-    from p2pfl_train.plot import draw  # takes a second to import: the peers start before it
+    from p2pfl_train.plots.draw import draw  # takes a second to import: the peers start before it
 
     paths = draw([member.pair.state.root for member in network.members], plots)
     names = ", ".join(path.name for path in paths if path.suffix == ".png")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from p2pfl_state.layout import StateDir
 
-from p2pfl_train.plot import draw
-from p2pfl_train.records import History, read_histories
-from p2pfl_train.summary import PeerSummary, summarise
+from p2pfl_train.plots.draw import draw
+from p2pfl_train.plots.records import History, read_histories
+from p2pfl_train.plots.summary import PeerSummary, summarise
 
 if TYPE_CHECKING:
     from scripts.paper import Plan, Times

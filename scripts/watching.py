@@ -9,7 +9,7 @@ from p2pfl_state.errors import StateError
 from p2pfl_state.layout import StateDir
 
 from p2pfl_net.inspect import read_peers
-from p2pfl_train.records import LIVE_STATES, CycleLine, parse_cycle
+from p2pfl_train.plots.records import LIVE_STATES, CycleLine, parse_cycle
 
 MAX_READ_BYTES = 1 << 20
 """Read at once from a file that grows; the rest comes at the next look."""

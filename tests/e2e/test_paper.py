@@ -11,7 +11,7 @@ import pytest
 from p2pfl_state import lock
 from p2pfl_state.layout import StateDir
 
-from p2pfl_train.records import CycleLine, History
+from p2pfl_train.plots.records import CycleLine, History
 from scripts.paper_report import all_above_at_once, spread
 from tests.processes import Process, Processes
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pfl_train.curves import MIN_POINTS, carry_forward, fit_learning_curve
+from p2pfl_train.plots.curves import MIN_POINTS, carry_forward, fit_learning_curve
 
 TIMES = np.linspace(3.0, 600.0, 150)
 

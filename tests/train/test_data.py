@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import datasets
 
-from p2pfl_train.data import load, parse_classes, parse_image_size
+from p2pfl_train.datasets.examples import Examples, LabelledData, relabel
+from p2pfl_train.datasets.images import read_image
+from p2pfl_train.datasets.load import load, parse_classes, parse_image_size
+from p2pfl_train.datasets.preprocess import preprocess_function
 from p2pfl_train.errors import DataError, UsageError
-from p2pfl_train.examples import Examples, LabelledData, relabel
-from p2pfl_train.images import read_image
-from p2pfl_train.preprocess import preprocess_function
 
 torch.set_num_threads(1)
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from p2pfl_train.batches import Batches, fixed_part, in_order, size_of
+from p2pfl_train.datasets.examples import Examples
 from p2pfl_train.evaluate import TIME_SHARE, Schedule, evaluate
-from p2pfl_train.examples import Examples
 from p2pfl_train.task import Architecture, Batch, Task, TaskSpec
 
 torch.set_num_threads(1)

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from p2pfl_train.errors import DataError, UsageError
-from p2pfl_train.examples import Indices
-from p2pfl_train.partition import (
+from p2pfl_train.datasets.examples import Indices
+from p2pfl_train.datasets.partition import (
     WHOLE,
     Partition,
     Shard,
@@ -24,6 +23,7 @@ from p2pfl_train.partition import (
     stratified,
     table,
 )
+from p2pfl_train.errors import DataError, UsageError
 
 CLASSES = 10
 label_arrays = st.lists(st.integers(0, CLASSES - 1), min_size=30, max_size=300).map(

@@ -16,11 +16,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from p2pfl_train.errors import DataError, UsageError
-from p2pfl_train.pictures import draw_accuracy, draw_cycles, draw_known_peers
-from p2pfl_train.plot import PICTURES, draw
-from p2pfl_train.plot_collection import draw_collection
-from p2pfl_train.plot_style import SIZE_INCHES, Clock, Palette, Run, styled
-from p2pfl_train.records import origin, read_histories
+from p2pfl_train.plots.collection import draw_collection
+from p2pfl_train.plots.draw import PICTURES, draw
+from p2pfl_train.plots.pictures import draw_accuracy, draw_cycles, draw_known_peers
+from p2pfl_train.plots.records import origin, read_histories
+from p2pfl_train.plots.style import SIZE_INCHES, Clock, Palette, Run, styled
 from tests.train.synthetic_run import START, write_lines, write_run
 
 PEER_COUNTS = (2, 12, 13, 50)
@@ -88,7 +88,7 @@ def test_same_input_gives_same_files(runs: dict[int, list[Path]], tmp_path: Path
 def test_matplotlib_comes_late_and_without_pyplot(runs: dict[int, list[Path]], tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
-        "from p2pfl_train.plot import draw\n"
+        "from p2pfl_train.plots.draw import draw\n"
         "assert 'matplotlib' not in sys.modules\n"
         "draw([pathlib.Path(sys.argv[1])], pathlib.Path(sys.argv[2]))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from p2pfl_state import atomic
 from p2pfl_state.layout import StateDir
 
-from p2pfl_train.records import KnownPeers, parse_cycle, read_histories
+from p2pfl_train.plots.records import KnownPeers, parse_cycle, read_histories
 from tests.train.synthetic_run import START, write_lines
 
 GOOD = {"time": START, "cycle": 3, "accuracy_averaged": 0.5, "collection_seconds": 0.1, "network_peers": 4}

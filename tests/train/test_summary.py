@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from p2pfl_train.errors import DataError
-from p2pfl_train.summary import PeerSummary, summarise
+from p2pfl_train.plots.summary import PeerSummary, summarise
 from tests.train.synthetic_run import START, write_lines
 
 

@@ -17,8 +17,8 @@ from p2pfl_state.taskfile import TaskFile
 from PIL import Image
 from rich.console import Console
 
+from p2pfl_train.datasets.examples import Examples
 from p2pfl_train.errors import DataError, ModelError, TrainError, UsageError
-from p2pfl_train.examples import Examples
 from p2pfl_train.task import Task
 from p2pfl_train.tasks import (
     TaskOptions,
@@ -186,7 +186,7 @@ def test_a_shard_whose_labels_do_not_occur(tmp_path: Path) -> None:
 
 OWN_TASK = """
 import torch
-from p2pfl_train.examples import Examples
+from p2pfl_train.datasets.examples import Examples
 from p2pfl_train.task import Architecture, Task, TaskSpec
 
 def regression():

@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from p2pfl_train.errors import DataError
-from p2pfl_train.examples import (
+from p2pfl_train.datasets.examples import (
     MAX_CLASS_NAME,
     MAX_CLASSES,
     MAX_DATA_BYTES,
@@ -30,7 +29,8 @@ from p2pfl_train.examples import (
     LabelledData,
     shown,
 )
-from p2pfl_train.preprocess import image_preprocessing
+from p2pfl_train.datasets.preprocess import image_preprocessing
+from p2pfl_train.errors import DataError
 
 Array = npt.NDArray[Any]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from p2pfl_train.curves import Numbers
-from p2pfl_train.plot_style import MEAN_COLOUR, WORST_COLOUR, Run, say_empty, whole_numbers
+from p2pfl_train.plots.curves import Numbers
+from p2pfl_train.plots.style import MEAN_COLOUR, WORST_COLOUR, Run, say_empty, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pfl_train.records import CycleLine, History, origin, read_histories
+from p2pfl_train.plots.records import CycleLine, History, origin, read_histories
 
 PASSED = 0.90
 """From this accuracy on, an average that makes a peer worse counts as a drop."""

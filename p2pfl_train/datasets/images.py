@@ -20,9 +20,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from p2pfl_train.datasets.examples import MAX_CLASSES, MAX_DATA_BYTES, Examples, LabelledData, shown
+from p2pfl_train.datasets.preprocess import image_preprocessing
 from p2pfl_train.errors import DataError
-from p2pfl_train.examples import MAX_CLASSES, MAX_DATA_BYTES, Examples, LabelledData, shown
-from p2pfl_train.preprocess import image_preprocessing
 
 SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 MAX_IMAGE_PIXELS = 64 << 20

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2pfl_train.errors import UsageError
-from p2pfl_train.pictures import draw_accuracy, draw_cycles, draw_known_peers
-from p2pfl_train.plot_collection import draw_collection
-from p2pfl_train.plot_style import SIZE_INCHES, Clock, Palette, Run, styled
-from p2pfl_train.records import origin, read_histories
+from p2pfl_train.plots.collection import draw_collection
+from p2pfl_train.plots.pictures import draw_accuracy, draw_cycles, draw_known_peers
+from p2pfl_train.plots.records import origin, read_histories
+from p2pfl_train.plots.style import SIZE_INCHES, Clock, Palette, Run, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

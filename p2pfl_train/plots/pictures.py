@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from p2pfl_train.curves import fit_learning_curve
-from p2pfl_train.plot_style import (
+from p2pfl_train.plots.curves import fit_learning_curve
+from p2pfl_train.plots.records import CycleLine, History
+from p2pfl_train.plots.style import (
     MEAN_COLOUR,
     SIZE_INCHES,
     WORST_COLOUR,
@@ -20,7 +21,6 @@ from p2pfl_train.plot_style import (
     together,
     whole_numbers,
 )
-from p2pfl_train.records import CycleLine, History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from p2pfl_train.curves import Numbers, carry_forward
-from p2pfl_train.records import History
+from p2pfl_train.plots.curves import Numbers, carry_forward
+from p2pfl_train.plots.records import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

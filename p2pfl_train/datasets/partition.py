@@ -18,8 +18,8 @@ import numpy.typing as npt
 from rich.table import Table
 from rich.text import Text
 
+from p2pfl_train.datasets.examples import Indices
 from p2pfl_train.errors import DataError, UsageError
-from p2pfl_train.examples import Indices
 
 PAPER_SHARE = 0.7
 """Of the labels, a peer holds 7 of 10 in the paper; for other numbers of classes the same share."""

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from p2pfl_train.datasets.examples import Examples, LabelledData, check_classes, relabel
+from p2pfl_train.datasets.images import MAX_SIDE, read_classes_file, read_folder
+from p2pfl_train.datasets.preprocess import image_preprocessing
+from p2pfl_train.datasets.tables import read_csv, read_npz
 from p2pfl_train.errors import DataError, UsageError
-from p2pfl_train.examples import Examples, LabelledData, check_classes, relabel
-from p2pfl_train.images import MAX_SIDE, read_classes_file, read_folder
-from p2pfl_train.preprocess import image_preprocessing
-from p2pfl_train.tables import read_csv, read_npz
 
 __all__ = ["NAMES", "Examples", "LabelledData", "load", "parse_classes", "parse_image_size"]
 

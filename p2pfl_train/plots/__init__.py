@@ -1,0 +1,1 @@
+"""Pictures and figures of a run, read from state directories; no torch."""
