@@ -6,8 +6,10 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from p2pfl_state.errors import StateError
@@ -29,6 +31,8 @@ from p2pfl_train.signals import StopSignals
 
 if TYPE_CHECKING:
     from p2pfl_train.tasks import TaskOptions
+
+T = TypeVar("T")
 
 EXIT_STATE = 3
 EXIT_INTERRUPTED = 130
@@ -60,6 +64,8 @@ def run(
     fraction: opt.Fraction = 1.0,
     classes: opt.Classes = None,
     image_size: opt.ImageSize = None,
+    mean: opt.Mean = None,
+    std: opt.Std = None,
     seed: opt.Seed = 0,
     model: opt.Model = None,
     model_arg: opt.ModelArguments = None,
@@ -112,22 +118,29 @@ def run(
         "seed": seed,
         "model": model,
     }
-    task_options = _task_options(wanted, model_arg or [], classes, image_size)
+    texts = {"classes": classes, "image_size": image_size, "mean": mean, "std": std}
+    task_options = _task_options(wanted, model_arg or [], texts)
     _run(run_options, task_options, join=join, accepted=_accepted(accept_arch), nice=nice)
 
 
 def _task_options(
-    wanted: dict[str, Any], arguments: list[str], classes: str | None, image_size: str | None
+    wanted: dict[str, Any], arguments: list[str], texts: Mapping[str, str | None]
 ) -> TaskOptions:
-    from p2pfl_train.datasets.load import parse_classes, parse_image_size
+    from p2pfl_train.datasets.load import parse_classes, parse_image_size, parse_numbers
     from p2pfl_train.models import parse_model_arguments
     from p2pfl_train.tasks import TaskOptions
+
+    def parsed(name: str, parse: Callable[[str], T]) -> T | None:
+        text = texts[name]
+        return None if text is None else parse(text)
 
     return TaskOptions(
         **wanted,
         model_arguments=parse_model_arguments(arguments),
-        classes=None if classes is None else parse_classes(classes),
-        image_size=None if image_size is None else parse_image_size(image_size),
+        classes=parsed("classes", parse_classes),
+        image_size=parsed("image_size", parse_image_size),
+        mean=parsed("mean", partial(parse_numbers, "--mean")),
+        std=parsed("std", partial(parse_numbers, "--std")),
     )
 
 

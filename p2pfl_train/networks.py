@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 MAX_LAYERS = 64
 """Hidden layers of `mlp`: bounds what a list of arguments from the network makes us build."""
@@ -21,6 +22,19 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+class ImageNetwork(nn.Sequential):
+    """Layers over images (batch, channels, height, width).
+
+    The images are laid out channels last, with which convolutions on a CPU take half the time forward
+    and a little less in training.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        # `to`, not `contiguous`: with one channel the latter sees nothing to do.
+        output: Tensor = super().forward(images.to(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
+        return output
+
+
 def paper_cnn(
     input_shape: Sequence[int], classes: int, *, hidden: int = 128, dropout: float = 0.0
 ) -> nn.Module:
@@ -31,12 +45,12 @@ def paper_cnn(
     convolutions padded by one and a single pooling. Dropout has no parameters; it is off by default.
     """
     channels, height, width = image_shape(input_shape)
-    return nn.Sequential(
+    return ImageNetwork(
         nn.Conv2d(channels, 32, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(32, 64, 3, padding=1),
+        nn.MaxPool2d(2),  # before the ReLU: the same function, on a quarter of the numbers
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Linear(64 * (height // 2) * (width // 2), hidden),
         nn.ReLU(),
@@ -54,13 +68,13 @@ def lenet(input_shape: Sequence[int], classes: int) -> nn.Module:
     height, width = (((side - 4) // 2 - 4) // 2 for side in (height, width))
     if min(height, width) < 1:
         raise ValueError("images need sides of at least 16 pixels")
-    return nn.Sequential(
+    return ImageNetwork(
         nn.Conv2d(channels, 6, 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(16 * height * width, 120),
         nn.ReLU(),
@@ -73,11 +87,11 @@ def lenet(input_shape: Sequence[int], classes: int) -> nn.Module:
 def cnn_bn(input_shape: Sequence[int], classes: int, *, width: int = 32) -> nn.Module:
     """A small CNN with batch norm (`width`, 2·`width` channels) and global average pooling."""
     channels, _, _ = image_shape(input_shape)
-    return nn.Sequential(
+    return ImageNetwork(
         nn.Conv2d(channels, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(width, 2 * width, 3, padding=1, bias=False),
         nn.BatchNorm2d(2 * width),
         nn.ReLU(),

@@ -54,6 +54,16 @@ ImageSize = Annotated[
     str | None,
     typer.Option(metavar="HxW", help="Size that images of a folder are brought to.", rich_help_panel=_DATA),
 ]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,C", help="Subtracted, by channel or column; with --std.", rich_help_panel=_DATA
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,C", help="Divided by; the same at all peers.", rich_help_panel=_DATA),
+]
 Seed = Annotated[int, typer.Option(help="Of split, partition and batch order.", rich_help_panel=_DATA)]
 
 Model = Annotated[

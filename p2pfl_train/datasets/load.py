@@ -8,6 +8,7 @@ file.npz, file.csv           see `tables.py`
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -154,6 +155,17 @@ def parse_classes(text: str) -> tuple[str, ...]:
     except DataError as error:
         raise UsageError(f"--classes: {error}") from None
     return names
+
+
+def parse_numbers(option: str, text: str) -> tuple[float, ...]:
+    """Finite numbers between commas, as for `--mean` and `--std`. Raises `UsageError`."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(math.isfinite(number) for number in numbers):
+        raise UsageError(f"{option} {text[:40]!r} must be numbers like 0.5 or 0.49,0.48,0.45")
+    return numbers
 
 
 def parse_image_size(text: str) -> tuple[int, int]:

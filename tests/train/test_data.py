@@ -19,7 +19,7 @@ from torchvision import datasets
 
 from p2pfl_train.datasets.examples import Examples, LabelledData, relabel
 from p2pfl_train.datasets.images import read_image
-from p2pfl_train.datasets.load import load, parse_classes, parse_image_size
+from p2pfl_train.datasets.load import load, parse_classes, parse_image_size, parse_numbers
 from p2pfl_train.datasets.preprocess import preprocess_function
 from p2pfl_train.errors import DataError, UsageError
 
@@ -436,3 +436,14 @@ def test_options_as_they_are_typed() -> None:
     for text in ("", "a,,b", "a,a"):
         with pytest.raises(UsageError, match="--classes"):
             parse_classes(text)
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("0.5", (0.5,)), ("0.49, 1e-3,-2", (0.49, 0.001, -2.0))])
+def test_numbers_between_commas(text: str, numbers: tuple[float, ...]) -> None:
+    assert parse_numbers("--mean", text) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "nan", "1,inf"])
+def test_what_is_no_number_names_its_option(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^--std "):
+        parse_numbers("--std", text)
