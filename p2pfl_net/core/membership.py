@@ -104,7 +104,7 @@ class Membership:
         if self._next_probe_at is not None and now >= self._next_probe_at:
             self._next_probe_at = now + self._params.probe_interval_s
             self._probe()
-        if self.me.status is Status.ALIVE and self._known.take_turn(now):
+        if self.me.status is Status.ALIVE and self._known.take_turn(now) and not self._is_congested():
             for peer_id in self.table.live.sample(self._params.gossip_fan_out, self._random):
                 self._ping_member(peer_id, Purpose.GOSSIP)
         if self._stop_at is not None and now >= self._stop_at:
@@ -269,6 +269,10 @@ class Membership:
         news = self._known.news(to_loopback=over_loopback)
         against = self._known.held_against(peer_id, ping.sender.record, to_loopback=over_loopback)
         self._out.append(Reply(event.call, Ack(self._sender(to_loopback=over_loopback), news + against)))
+
+    def _is_congested(self) -> bool:
+        """Whether earlier gossip is still on its way: then more of it would only make it later."""
+        return self._requests.count(Purpose.GOSSIP) >= self._params.max_gossip_pending
 
     def _probe(self) -> None:
         peer_id = self._known.probe_order.next(self.table.live.members(), self.table.is_live)

@@ -12,12 +12,16 @@ class Params:
 
     probe_interval_s: float = 1.0
     """SWIM's protocol period: one peer is probed in each (Das et al. 2002, section 3.1: about 1 s)."""
-    probe_timeout_s: float = 1.0
+    probe_timeout_s: float = 2.0
     """How long one ping may take. A guess: far above a loaded machine's scheduling delay."""
-    gossip_interval_s: float = 0.2
-    """Period of the extra gossip while there is news (memberlist's LAN default)."""
-    gossip_fan_out: int = 3
-    """Peers that each gossip goes to (memberlist's `GossipNodes`)."""
+    gossip_interval_s: float = 0.4
+    """Period of the extra gossip while there is news. Half the rate of memberlist's LAN default, whose
+    datagrams cost a tenth of a call."""
+    gossip_fan_out: int = 2
+    """Peers that each gossip goes to (memberlist's `GossipNodes` is 3, for datagrams that get lost)."""
+    max_gossip_pending: int = 3
+    """Gossip waits while so many of its calls are unanswered: on a saturated machine it must not add to
+    what makes probes late, or suspicion breeds news and news suspicion."""
     retransmit_factor: int = 3
     """λ: each update is sent at most λ·⌈log₂(n+1)⌉ times (SWIM, section 4.1; memberlist uses 4·log₁₀)."""
     max_updates: int = 64

@@ -270,6 +270,7 @@ class Driver:
             seconds=done.seconds,
         )
         self._shell.write_answer(answer)
+        self._submit(self._fetches, self._rounds.clean, request)
         self._shell.note(
             "round_answered",
             {

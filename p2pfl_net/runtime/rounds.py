@@ -43,18 +43,26 @@ class RoundFiles:
         self._verified: dict[Path, str] = {}
 
     def begin(self, request: AggregateRequest) -> None:
-        """Makes the folder of a round, empty, and deletes rounds that nobody reads any more.
+        """Makes the folder of a round, empty.
 
         Raises `DirectoryUnusable`.
         """
         folder = self._state.round_dir(request.round)
         try:
-            for old in self._state.aggregation.iterdir():
-                if not old.name.isdecimal() or int(old.name) < request.delete_below or old == folder:
-                    self._delete(old)
+            self._delete(folder)
             folder.mkdir(parents=True)
         except OSError as error:
             raise atomic.unusable(folder, error) from error
+
+    def clean(self, request: AggregateRequest) -> None:
+        """Deletes what nobody reads any more.
+
+        After the answer and not before the round: freeing large files takes time, and until then their
+        bytes may save a download.
+        """
+        for old in self._state.aggregation.iterdir():
+            if not old.name.isdecimal() or int(old.name) < min(request.delete_below, request.round):
+                self._delete(old)
 
     def _delete(self, folder: Path) -> None:
         with self._lock:

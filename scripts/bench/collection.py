@@ -11,7 +11,7 @@ from scripts.bench.harness import Result, at_most, chain, median, report, wait_u
 
 MODEL_BYTES = 6_500_000
 FAN_OUT = 5
-ROUNDS = 15
+ROUNDS = 11
 
 
 def round_s(count: int) -> list[float]:

@@ -51,9 +51,10 @@ def main() -> None:
             server.publish(size_bytes, turn + 1)
             wait_until(lambda: client.known(published=True) == 1, "the publication")
             time.sleep(2.0)  # the server hashes what it announced; not what is measured here
-            fetched.append(client.collect(turn, 1))
             target = client.state.root / "copy"
+            # Before and after the fetch, so that neither side alone finds memory that was just in use.
             copied.append(tcp_copy_s(server.state.model, target, hashed=False))
+            fetched.append(client.collect(turn, 1))
             hashed.append(tcp_copy_s(server.state.model, target, hashed=True))
         speed = size_bytes / 1e6 / median(fetched)
         ratio_hashed = median([h / f for h, f in zip(hashed, fetched, strict=True)])

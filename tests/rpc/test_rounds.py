@@ -100,7 +100,7 @@ def test_rounds_that_nobody_reads_are_deleted(network: Network) -> None:
             trainer.ask()
         assert trainer.rounds() == {1, 2, 3, 4}
         trainer.ask(delete_below=4)
-        assert trainer.rounds() == {4, 5}
+        wait_for(lambda: trainer.rounds() == {4, 5}, what="the removal of the older rounds")
 
 
 def test_a_request_of_a_dead_trainer_is_not_answered(network: Network) -> None:
