@@ -88,8 +88,10 @@ _seconds.__name__ = "positive number"  # argparse names the type in its message
 
 
 def _serve(options: argparse.Namespace) -> None:
+    from p2pfl_net.rpc import allocator
     from p2pfl_net.runtime.supervisor import Daemon
 
+    allocator.tune()
     Daemon(
         config.serve_config(
             state=options.state,
@@ -121,7 +123,9 @@ def _status(options: argparse.Namespace) -> None:
 
 def _get(options: argparse.Namespace) -> None:
     from p2pfl_net import get, views
+    from p2pfl_net.rpc import allocator
 
+    allocator.tune()
     address = config.parse_target(options.address)
     with views.progress_bar(hidden=options.json) as progress:
         header = get.get(address, options.out, patience_s=options.patience, progress=progress)
