@@ -11,7 +11,7 @@ from p2pfl_state.errors import MalformedFile, StateError
 from p2pfl_state.fields import parse_object
 from p2pfl_state.layout import CONTRACT_VERSION, StateDir
 from p2pfl_state.manifest import Manifest
-from p2pfl_state.wait import POLL_S, FolderWatch
+from p2pfl_state.wait import FolderWatch
 
 from p2pfl_net.core.events import Record, Status
 from p2pfl_net.core.ids import Address, parse_address
@@ -130,7 +130,7 @@ class TrainerWatch:
                     self._published.prepare()
             except StateError as error:
                 self._on_damage(str(error))
-            self._watch.wait_changed(POLL_S)
+            self._watch.wait_next()
 
     def _look_at_model(self) -> bool:
         """Tells of a new publication; whether there is one to serve."""

@@ -11,7 +11,9 @@ from scripts.bench.harness import Result, at_most, chain, median, report, wait_u
 
 PEERS = 20
 PAUSE_S = 0.2
-IDLE_S = 20.0
+SETTLE_S = 1.2 * PEERS
+"""Every daemon has probed every other once, so that all connections are made."""
+IDLE_S = 40.0
 
 
 def main() -> None:
@@ -22,7 +24,7 @@ def main() -> None:
         last_start = peers[-1].started
         wait_until(lambda: all(peer.known() == PEERS - 1 for peer in peers), "full knowledge")
         converged_s = time.perf_counter() - last_start
-        time.sleep(3.0)  # the news has died down
+        time.sleep(SETTLE_S)
         before = [peer.cpu_s() for peer in peers]
         started = time.perf_counter()
         time.sleep(IDLE_S)

@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 POLL_S = 0.5
 """The net's period: what a lost event costs at most. A guess between latency and wake-ups."""
+IDLE_POLL_S = 2.0
+"""The same where events come and nobody waits for an answer. A guess likewise."""
 
 
 class _Waker(FileSystemEventHandler):
@@ -55,6 +57,10 @@ class FolderWatch:
             self.has_events = True
         except OSError:  # no inotify instance left, or a file system without events: the poll serves
             self.has_events = False
+
+    def wait_next(self) -> bool:
+        """Waits for the next change or the net's next look; whether a change was seen. One waiter only."""
+        return self.wait_changed(IDLE_POLL_S if self.has_events else POLL_S)
 
     def wait_changed(self, timeout_s: float) -> bool:
         """Waits for the next change, at most `timeout_s`; whether one was seen. One waiter only."""
