@@ -27,7 +27,7 @@ MAX_NESTING = 64
 """How deep a value may be nested: far above any that we write, far below what exhausts a stack."""
 
 
-def parse_object(data: bytes, what: str) -> dict[str, Any]:
+def parse_object(data: bytes, what: str, *, nesting: int = MAX_NESTING) -> dict[str, Any]:
     """The JSON object in `data`, which must be UTF-8. Raises `MalformedFile` for anything else.
 
     What Python reads but cannot write again is refused too (NaN, infinity, half a surrogate pair,
@@ -38,8 +38,8 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
         if not isinstance(value, dict):
             raise MalformedFile(f"{what} is not a JSON object")
-        if "\\u" in text or text.count("[") + text.count("{") > MAX_NESTING:
-            _check_writable(value)
+        if "\\u" in text or text.count("[") + text.count("{") > nesting:
+            _check_writable(value, nesting)
     except (ValueError, RecursionError):
         raise MalformedFile(f"{what} is not JSON") from None
     return value
@@ -56,10 +56,10 @@ def _finite(text: str) -> float:
     return number
 
 
-def _check_writable(value: Any) -> None:
-    """Raises `ValueError` for nesting past `MAX_NESTING` and for texts that are not Unicode."""
+def _check_writable(value: Any, nesting: int) -> None:
+    """Raises `ValueError` for values nested deeper than `nesting` and for texts that are not Unicode."""
     level = [value]
-    for _ in range(MAX_NESTING):
+    for _ in range(nesting):
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):

@@ -31,7 +31,7 @@ def prepare(state: StateDir) -> None:
         state.aggregation.mkdir(parents=True, exist_ok=True)
         probe = state.root / ".writable.tmp"
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # the pair's other process may make and remove it too
     except OSError as error:
         raise atomic.unusable(state.root, error) from error
 

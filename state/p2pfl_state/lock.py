@@ -60,6 +60,8 @@ def is_held(path: Path) -> bool:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError as error:
+        raise unusable(path, error) from error
     finally:
         os.close(handle)
     return False

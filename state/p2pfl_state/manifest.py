@@ -28,6 +28,9 @@ MAX_TENSORS = 100_000
 MAX_RANK = 16
 MAX_PARENTS = 512
 MAX_MANIFEST_BYTES = 256 << 10
+MAX_MANIFEST_FIELDS = 128
+MAX_MANIFEST_NESTING = 32
+"""Half of what a marker may have: a manifest from the network becomes part of one."""
 
 DTYPE_SIZES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -89,6 +92,8 @@ class Manifest:
     @classmethod
     def read(cls, value: Any) -> Manifest:
         """Raises `MalformedFile`."""
+        if isinstance(value, dict) and len(value) > MAX_MANIFEST_FIELDS:
+            raise MalformedFile(f"manifest has more than {MAX_MANIFEST_FIELDS} fields")
         fields = Fields(value, "manifest")
         fields.contract()
         metrics = fields.mapping("metrics")
@@ -112,7 +117,7 @@ class Manifest:
         """Raises `MalformedFile`, also when its canonical text would be too large to pass on."""
         data = text.encode() if isinstance(text, str) else text
         if len(data) <= MAX_MANIFEST_BYTES:
-            manifest = cls.read(parse_object(data, "manifest"))
+            manifest = cls.read(parse_object(data, "manifest", nesting=MAX_MANIFEST_NESTING))
             if len(manifest.encode()) <= MAX_MANIFEST_BYTES:
                 return manifest
         raise MalformedFile(f"manifest is larger than {MAX_MANIFEST_BYTES} bytes")

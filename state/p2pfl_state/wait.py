@@ -22,13 +22,14 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
 
 T = TypeVar("T")
 
 POLL_S = 0.5
 """The net's period: what a lost event costs at most. A guess between latency and wake-ups."""
-IDLE_POLL_S = 2.0
-"""The same where events come and nobody waits for an answer. A guess likewise."""
+IDLE_POLL_S = 0.9
+"""The same where events come: below the second that a trainer allows an answer beyond its deadline."""
 
 
 class _Waker(FileSystemEventHandler):
@@ -44,19 +45,24 @@ class FolderWatch:
 
     def __init__(self, folder: Path) -> None:
         self._changed = threading.Event()
-        self._observer = Observer()
-        self._observer.daemon = True
-        self._observer.schedule(
-            _Waker(self._changed.set),
-            str(folder),
-            recursive=False,
-            event_filter=[FileCreatedEvent, FileMovedEvent, FileDeletedEvent],
-        )
+        self._observer: BaseObserver | None = None
         try:
+            self._observer = Observer()
+            self._observer.daemon = True
+            self._observer.schedule(
+                _Waker(self._changed.set),
+                str(folder.resolve()),  # a symbolic link would itself be watched, not where it leads
+                recursive=False,
+                event_filter=[FileCreatedEvent, FileMovedEvent, FileDeletedEvent],
+            )
             self._observer.start()
-            self.has_events = True
         except OSError:  # no inotify instance left, or a file system without events: the poll serves
-            self.has_events = False
+            self.close()
+
+    @property
+    def has_events(self) -> bool:
+        """Whether changes wake; if not, only the poll sees them."""
+        return self._observer is not None
 
     def wait_next(self) -> bool:
         """Waits for the next change or the net's next look; whether a change was seen. One waiter only."""
@@ -85,9 +91,11 @@ class FolderWatch:
         self._changed.set()
 
     def close(self) -> None:
-        if self.has_events:
-            self._observer.stop()
-            self._observer.join()
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.stop()
+            if observer.is_alive():
+                observer.join()
 
     def __enter__(self) -> Self:
         return self

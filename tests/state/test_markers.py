@@ -10,11 +10,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from p2pfl_state import markers
+from p2pfl_state import atomic, markers
 from p2pfl_state.errors import MalformedFile, UnknownContract
 from p2pfl_state.fields import MAX_NESTING
 from p2pfl_state.layout import StateDir
-from p2pfl_state.manifest import MAX_MANIFEST_BYTES, Manifest, Parent
+from p2pfl_state.manifest import (
+    MAX_MANIFEST_BYTES,
+    MAX_MANIFEST_FIELDS,
+    MAX_MANIFEST_NESTING,
+    Manifest,
+    Parent,
+    canonical_json,
+)
 from p2pfl_state.markers import (
     MAX_FAILED,
     MAX_FAN_OUT,
@@ -295,3 +302,19 @@ def test_a_task_whose_source_is_not_its_own_is_not_written(tmp_path: Path) -> No
     with pytest.raises(MalformedFile, match="source is not the one"):
         write_task(path, TaskFile({"architecture": {"source_sha256": "0" * 64}}, "class Net: ..."))
     assert not path.exists()
+
+
+@given(st.integers(0, MAX_NESTING), st.integers(0, 2 * MAX_MANIFEST_FIELDS))
+def test_every_manifest_that_is_taken_can_be_answered_with(depth: int, fields: int) -> None:
+    deep: object = 1
+    for _ in range(depth):
+        deep = [deep]
+    extra = {f"extra{number}": deep for number in range(fields)}
+    text = canonical_json({**MANIFEST.to_json(), **extra})
+    try:
+        manifest = Manifest.decode(text)
+    except MalformedFile:
+        assert depth > MAX_MANIFEST_NESTING - 3 or fields > MAX_MANIFEST_FIELDS - 7
+        return
+    answer = replace(ANSWER, models=(replace(MODEL, manifest=manifest),))
+    assert AggregateAnswer.parse(atomic.encode_json(answer.to_json())) == answer

@@ -36,7 +36,18 @@ def test_a_rename_wakes_without_the_poll(tmp_path: Path, monkeypatch: pytest.Mon
     writer = threading.Thread(target=atomic.write_bytes, args=(path, b"up"))
     with FolderWatch(tmp_path) as watch:
         assert watch.has_events
-        assert watch.wait_until(FirstLook(path, writer), 60.0) == b"up"
+        assert watch.wait_until(FirstLook(path, writer), NEVER_S) == b"up"
+    writer.join()
+
+
+def test_a_folder_behind_a_symbolic_link_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait, "POLL_S", NEVER_S)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    path = tmp_path / "link" / ".BOOT_DONE"
+    writer = threading.Thread(target=atomic.write_bytes, args=(path, b"up"))
+    with FolderWatch(tmp_path / "link") as watch:
+        assert watch.wait_until(FirstLook(path, writer), NEVER_S) == b"up"
     writer.join()
 
 
@@ -52,7 +63,7 @@ def test_a_removal_wakes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return None if path.exists() else True
 
     with FolderWatch(tmp_path) as watch:
-        assert watch.wait_until(gone, 60.0)
+        assert watch.wait_until(gone, NEVER_S)
     remover.join()
 
 
@@ -75,14 +86,15 @@ def test_reading_wakes_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert {event.event_type for event in heard} <= {"moved", "deleted"}
 
 
+@pytest.mark.parametrize("step", ["__init__", "schedule", "start"])
 @pytest.mark.parametrize("error", [OSError(24, "inotify instance limit reached"), FileNotFoundError()])
 def test_without_events_the_poll_serves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, step: str
 ) -> None:
-    def start(self: object) -> None:
+    def fail(self: object, *arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(Observer, "start", start)
+    monkeypatch.setattr(Observer, step, fail)
     monkeypatch.setattr(wait, "POLL_S", 0.01)
     path = tmp_path / ".BOOT_DONE"
     writer = threading.Thread(target=atomic.write_bytes, args=(path, b"up"))
