@@ -57,8 +57,12 @@ def get(
     A transfer that breaks is resumed until no byte has come for `patience_s`. Raises `UsageError`,
     `FetchError`; `target` is as it was then.
     """
-    if target.is_dir() or not target.parent.is_dir():
-        what = "is a folder" if target.is_dir() else "is in a folder that does not exist"
+    try:
+        is_folder, has_parent = target.is_dir(), target.parent.is_dir()
+    except OSError as error:
+        raise UsageError(f"--out {target}: {error.strerror}: name a file that can be made") from None
+    if is_folder or not has_parent:
+        what = "is a folder" if is_folder else "is in a folder that does not exist"
         raise UsageError(f"--out {target} {what}: name a file in a folder that exists")
     part = Part.of(target)
     noted: str | None = None

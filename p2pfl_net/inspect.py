@@ -13,6 +13,7 @@ from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import read_header
 
 MAX_PEERS_BYTES = 64 << 20
+MAX_HOME_BYTES = 4096
 RECENT_EVENTS = 5
 
 
@@ -36,7 +37,7 @@ def read_peers(root: Path) -> dict[str, Any]:
 def read_status(root: Path) -> dict[str, Any]:
     """What can be said of a peer from its directory. Raises `StateError`."""
     state = StateDir(root)
-    if not state.home.exists():
+    if atomic.read_bounded(state.home, MAX_HOME_BYTES) is None:
         raise DirectoryUnusable(f"{root} is not a peer's state directory: give the --state of one")
     daemon_runs = lock.is_held(state.daemon_lock)
     boot = markers.read_boot_done(state) if daemon_runs else None

@@ -8,6 +8,9 @@ from p2pfl_net.core.events import Start
 from p2pfl_net.core.ids import Address
 from p2pfl_net.core.params import Params
 
+VERDICT_GRACE_S = 0.5
+"""The last attempt ends at the deadline; its own reason tells more than that the time is up."""
+
 
 @dataclass(slots=True)
 class BootAttempts:
@@ -20,7 +23,7 @@ class BootAttempts:
     pause_s: float
     longest_pause_s: float
     turn: int = 0
-    reason: str = "no boot peer was tried"
+    reason: str = "the first attempt got no answer, not even to the question for its address"
     """Why the last attempt failed."""
 
     @classmethod
@@ -32,6 +35,11 @@ class BootAttempts:
             pause_s=params.boot_backoff_s,
             longest_pause_s=params.boot_backoff_max_s,
         )
+
+    @property
+    def verdict_at(self) -> float:
+        """When it is over, whatever an attempt still waits for (a name server, for one)."""
+        return self.deadline + VERDICT_GRACE_S
 
     def current(self) -> Address:
         """The boot peer whose turn it is."""

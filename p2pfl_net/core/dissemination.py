@@ -96,6 +96,15 @@ class Dissemination:
             }
             self._out.append(Note(change.value, fields))
 
+    def expire(self, now: float) -> None:
+        """Declares dead whose time ran out, and forgets the long dead and all news of them: what is not
+        in the table must not fill the buffer."""
+        dead, forgotten = self.table.expire(now)
+        for peer_id in forgotten:
+            self._gossip.discard(peer_id)
+        for record in dead:
+            self.merge(record, now)
+
     def _defend(self, record: Record, now: float) -> None:
         """Refutes what is said of us, and outlives the record of an earlier life (SWIM, 4.2)."""
         if self.me.status is Status.ALIVE and record.contradicts(self.me):

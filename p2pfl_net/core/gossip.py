@@ -5,6 +5,8 @@ Das, Gupta, Motivala: SWIM, 2002, section 4.1 (infection-style dissemination).
 
 from __future__ import annotations
 
+import heapq
+
 from p2pfl_net.core.events import Record
 from p2pfl_net.core.ids import Address, PeerId
 
@@ -22,12 +24,16 @@ class GossipBuffer:
         """Spreads `record` from now on, in place of anything older about the same peer."""
         self._updates[record.peer_id] = (record, 0)
 
+    def discard(self, peer_id: PeerId) -> None:
+        """Spreads nothing about this peer any more."""
+        self._updates.pop(peer_id, None)
+
     def take(self, limit: int, retransmissions: int, *, to_loopback: bool) -> tuple[Record, ...]:
         """At most `limit` updates for one message, the least often sent first; counts them as sent."""
         if not self._updates:
             return ()
         chosen: list[Record] = []
-        for record, sent in sorted(self._updates.values(), key=lambda update: update[1])[:limit]:
+        for record, sent in heapq.nsmallest(limit, self._updates.values(), key=lambda update: update[1]):
             visible = visible_to(record, to_loopback=to_loopback)
             if visible is not None:
                 chosen.append(visible)

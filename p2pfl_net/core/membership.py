@@ -77,6 +77,7 @@ class Membership:
         """When `tick` is due, None: only after another event."""
         times = (
             self._next_boot_at,
+            self._boot.verdict_at if self._boot is not None else None,
             self._next_probe_at,
             self._known.wakeup() if self.me.status is Status.ALIVE else None,
             self._stop_at,
@@ -96,11 +97,12 @@ class Membership:
         return self._take_outputs()
 
     def tick(self, now: float) -> list[Output]:
-        for record in self.table.expire(now):
-            self._known.merge(record, now)
+        self._known.expire(now)
         if self._next_boot_at is not None and now >= self._next_boot_at:
             self._next_boot_at = None
             self._send_join(now)
+        if self._boot is not None and now >= self._boot.verdict_at:
+            self._end_boot()
         if self._next_probe_at is not None and now >= self._next_probe_at:
             self._next_probe_at = now + self._params.probe_interval_s
             self._probe()
@@ -204,6 +206,7 @@ class Membership:
         assert self._boot is not None
         self._out.append(BootFailed(self._boot.reason) if self._boot.required else Joined(first=True))
         self._boot = None
+        self._next_boot_at = None
 
     def _enter(self, address: Address, reply: JoinReply, now: float) -> None:
         """The boot peer answered: the network is up."""

@@ -150,9 +150,11 @@ class Table:
         """When the next suspicion or tombstone runs out."""
         return self._deadlines[0][0] if self._deadlines else None
 
-    def expire(self, now: float) -> list[Record]:
-        """Suspects whose time ran out, as records of their death to merge; drops old tombstones."""
+    def expire(self, now: float) -> tuple[list[Record], list[PeerId]]:
+        """Suspects whose time ran out, as records of their death to merge; and the dead of old, who are
+        forgotten now."""
         dead: list[Record] = []
+        forgotten: list[PeerId] = []
         while self._deadlines and self._deadlines[0][0] <= now:
             _, _, peer_id, record = heapq.heappop(self._deadlines)
             if not self._is_current(record):
@@ -161,4 +163,5 @@ class Table:
                 dead.append(replace(self._members[peer_id].record, status=Status.DEAD))
             else:
                 del self._members[peer_id]
-        return dead
+                forgotten.append(peer_id)
+        return dead, forgotten

@@ -16,7 +16,7 @@ from p2pfl_net.core.events import FailureKind, Join, Ping, Request, Response
 from p2pfl_net.core.ids import Address, parse_ip
 from p2pfl_net.errors import MalformedMessage, PeerFailed
 from p2pfl_net.rpc.options import MEMBERSHIP_OPTIONS, Option
-from p2pfl_net.rpc.status import failure_of
+from p2pfl_net.rpc.status import failure_of, is_unconnected
 from p2pfl_net.wire import membership
 
 JOIN_METHOD = "/p2pfl.v1.Membership/Join"
@@ -44,6 +44,13 @@ class Channels:
         if oldest is not None:
             oldest.close()
         return channel
+
+    def drop(self, address: Address) -> None:
+        """Closes the channel to an address that nobody answers at: gRPC would dial it for half an hour."""
+        with self._lock:
+            channel = self._open.pop(address, None)
+        if channel is not None:
+            channel.close()
 
     def close(self) -> None:
         with self._lock:
@@ -104,6 +111,8 @@ class MembershipClient:
                     )
                     return membership.decode_ack(ping(membership.encode_ping(message), timeout=timeout_s))
         except grpc.RpcError as error:
+            if is_unconnected(error):
+                self._channels.drop(literal)
             raise failure_of(error, timeout_s) from None
         except DecodeError:
             raise MalformedMessage("an answer that is not protobuf") from None

@@ -23,7 +23,7 @@ from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.errors import MalformedModel, PeerFailed
 from p2pfl_net.rpc.client import Channels, resolve
 from p2pfl_net.rpc.options import TRANSFER_OPTIONS
-from p2pfl_net.rpc.status import failure_of
+from p2pfl_net.rpc.status import failure_of, is_unconnected
 from p2pfl_net.wire import models
 
 FETCH_MODEL_METHOD = "/p2pfl.v1.Models/FetchModel"
@@ -158,7 +158,8 @@ class ModelClient:
             wanted.to, wanted.task, download.received, download.file_digest, wanted.have_weights
         )
         timeout_s = max(0.01, deadline - time.monotonic())
-        method = self._channels.to(resolve(address)).unary_stream(
+        literal = resolve(address)
+        method = self._channels.to(literal).unary_stream(
             FETCH_MODEL_METHOD, pb.FetchModelRequest.SerializeToString, None
         )
         try:
@@ -176,20 +177,37 @@ class ModelClient:
                 cancellation.guard(None)
                 call.cancel()  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
+            if is_unconnected(error):
+                self._channels.drop(literal)
             raise failure_of(error, timeout_s) from None
         except ValueError as error:  # the channel was closed in this instant
             raise PeerFailed(FailureKind.UNREACHABLE, str(error)) from None
         return header
 
-    def fetch_task(self, address: Address, to: PeerId, wanted: TaskDigest) -> TaskFile:
+    def fetch_task(
+        self,
+        address: Address,
+        to: PeerId,
+        wanted: TaskDigest,
+        *,
+        timeout_s: float,
+        cancellation: Cancellation,
+    ) -> TaskFile:
         """The task that a peer serves, checked by its digest. Raises as `fetch`."""
         method = self._channels.to(resolve(address)).unary_unary(
             FETCH_TASK_METHOD, pb.FetchTaskRequest.SerializeToString, pb.FetchTaskReply.FromString
         )
         try:
-            reply = method(pb.FetchTaskRequest(to=bytes.fromhex(to)), timeout=TASK_TIMEOUT_S)
+            call = method.future(pb.FetchTaskRequest(to=bytes.fromhex(to)), timeout=timeout_s)
+            cancellation.guard(call)
+            try:
+                reply = call.result()
+            finally:
+                cancellation.guard(None)
         except grpc.RpcError as error:
-            raise failure_of(error, TASK_TIMEOUT_S) from None
+            raise failure_of(error, timeout_s) from None
+        except grpc.FutureCancelledError:
+            raise PeerFailed(FailureKind.UNREACHABLE, "cancelled") from None
         except (DecodeError, ValueError) as error:
             raise PeerFailed(FailureKind.UNREACHABLE, str(error)) from None
         return models.decode_task(reply, wanted)

@@ -28,7 +28,9 @@ _CHANNEL_OPTIONS: tuple[Option, ...] = (
     ("grpc.enable_http_proxy", 0),  # peers talk to each other, whatever http_proxy says
     ("grpc.enable_retries", 0),  # the core decides what is tried again
     ("grpc.initial_reconnect_backoff_ms", 100),  # a restarted peer is back at once
-    ("grpc.min_reconnect_backoff_ms", 2_000),  # despite its name: how long one connection attempt may take
+    # Despite its name: how long one attempt to connect may take. Less than a probe, so that a probe that
+    # fails tells a peer that cannot be reached from one that is slow.
+    ("grpc.min_reconnect_backoff_ms", 1_500),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.http2.max_pings_without_data", 0),
     # Fixed windows: the bandwidth probe lets a receiver buffer hundreds of megabytes on a fast link.

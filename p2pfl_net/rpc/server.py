@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from p2pfl_proto.v1 import membership_pb2, models_pb2
 
 from p2pfl_net.core.events import FailureKind, Join, JoinReply, Ping, Request, Response
@@ -19,13 +19,15 @@ from p2pfl_net.errors import MalformedMessage, PortUnavailable, RemoteError
 from p2pfl_net.rpc.options import SERVER_OPTIONS
 from p2pfl_net.rpc.serving import ModelSource, stream_model
 from p2pfl_net.rpc.status import code_of, one_line
+from p2pfl_net.rpc.uploads import Uploads
 from p2pfl_net.wire import membership, models
 
 M = TypeVar("M", bound=Message)
 
 POOL_THREADS = 24
 MAX_UPLOADS = 16
-"""Below the pool's size, so that pings never wait for uploads."""
+MAX_REFLECTIONS = 2
+"""Together below the pool's size, so that pings never wait for uploads, nor for who asks and says no more."""
 MAX_CONCURRENT_CALLS = 256
 
 MEMBERSHIP_SERVICE = "p2pfl.v1.Membership"
@@ -42,7 +44,7 @@ class Server:
         self._me = me
         self._exchange = exchange
         self._source = source
-        self._uploads = threading.BoundedSemaphore(MAX_UPLOADS)
+        self._uploads = Uploads(MAX_UPLOADS)
         self._health = health.HealthServicer()
         self._server = grpc.server(
             ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="rpc"),
@@ -52,7 +54,7 @@ class Server:
         self._server.add_generic_rpc_handlers((self._membership_handlers(), self._models_handlers()))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         services = (MEMBERSHIP_SERVICE, MODELS_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(services, self._server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(services), self._server)
 
     def bind(self, host: str, port: int) -> int:
         """Binds `host` (IP literal) and `port` (0: any free one) and returns the port.
@@ -136,15 +138,11 @@ class Server:
             _abort(context, error)
 
     def _fetch_model(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        if not self._uploads.acquire(blocking=False):
-            context.abort(code_of(FailureKind.BUSY), "too many uploads at once, try again soon")
         try:
             request = models.decode_request(_parse(models_pb2.FetchModelRequest, data))
-            yield from stream_model(self._me, self._source, request)
+            yield from self._uploads.run(context, stream_model(self._me, self._source, request))
         except RemoteError as error:
             _abort(context, error)
-        finally:
-            self._uploads.release()
 
     def _fetch_task(self, data: bytes, context: grpc.ServicerContext) -> models_pb2.FetchTaskReply:
         try:
@@ -157,6 +155,24 @@ class Server:
         if task is None:
             context.abort(code_of(FailureKind.ABSENT), "no task is published here")
         return models_pb2.FetchTaskReply(task=task)
+
+
+class _Reflection:
+    """The standard service, for a few callers at once: a stream holds a thread while it is open."""
+
+    def __init__(self, services: Sequence[str]) -> None:
+        self._servicer: Any = reflection.ReflectionServicer(services)
+        self._streams = threading.BoundedSemaphore(MAX_REFLECTIONS)
+
+    def ServerReflectionInfo(  # noqa: N802 - the service's own name
+        self, request_iterator: Iterator[Any], context: grpc.ServicerContext
+    ) -> Iterator[Any]:
+        if not self._streams.acquire(blocking=False):
+            context.abort(code_of(FailureKind.BUSY), "too many reflection streams at once, try again soon")
+        try:
+            yield from self._servicer.ServerReflectionInfo(request_iterator, context)
+        finally:
+            self._streams.release()
 
 
 def _parse(kind: type[M], data: bytes) -> M:

@@ -56,6 +56,12 @@ def failure_of(error: grpc.RpcError, timeout_s: float) -> PeerFailed:
     return PeerFailed(kind, details)
 
 
+def is_unconnected(error: grpc.RpcError) -> bool:
+    """Whether a call failed because there is no connection, or none any more."""
+    assert isinstance(error, grpc.Call)
+    return bool(error.code() is grpc.StatusCode.UNAVAILABLE)
+
+
 def one_line(text: str) -> str:
     """A remote's words, fit for a log: one line, printable, bounded."""
     return "".join(c if c.isprintable() else " " for c in text)[:_MAX_REASON]

@@ -19,7 +19,7 @@ from p2pfl_state.taskfile import TaskFile, write_task
 from p2pfl_net.core.events import FailureKind, Fetch
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import PeerFailed
-from p2pfl_net.rpc.fetching import Cancellation, ModelClient, Progress, Wanted
+from p2pfl_net.rpc.fetching import TASK_TIMEOUT_S, Cancellation, ModelClient, Progress, Wanted
 from p2pfl_net.wire.models import MAX_HAVE_WEIGHTS, ModelHeader
 
 
@@ -60,7 +60,11 @@ class RoundFiles:
         After the answer and not before the round: freeing large files takes time, and until then their
         bytes may save a download.
         """
-        for old in self._state.aggregation.iterdir():
+        try:
+            folders = list(self._state.aggregation.iterdir())
+        except OSError:  # somebody removed it; the next round makes it anew
+            return
+        for old in folders:
             if not old.name.isdecimal() or int(old.name) < min(request.delete_below, request.round):
                 self._delete(old)
 
@@ -85,15 +89,15 @@ class RoundFiles:
         try:
             header, source = self._obtain(order, draft, cancellation, progress)
             if want_task:
-                self._fetch_task(order, header)
+                self._fetch_task(order, started + order.timeout_s, cancellation)
             if source is not None:
                 _link(source.path, draft)
             atomic.settle_cached(draft, path)
+            size_bytes = path.stat().st_size
         except OSError as error:
             raise PeerFailed(FailureKind.LOCAL, f"{path}: {error.strerror or error}") from error
         finally:
             draft.unlink(missing_ok=True)
-        size_bytes = path.stat().st_size
         fetched = FetchedModel(
             peer_id=order.peer_id,
             manifest=header.manifest,
@@ -163,15 +167,20 @@ class RoundFiles:
                 self._verified[path] = known
         return known
 
-    def _fetch_task(self, order: Fetch, header: ModelHeader) -> None:
+    def _fetch_task(self, order: Fetch, deadline: float, cancellation: Cancellation) -> None:
         task: TaskFile | None = None
         failure: PeerFailed | None = None
         for address in order.addresses:
             try:
-                task = self._client.fetch_task(address, order.peer_id, order.task)
+                timeout_s = min(TASK_TIMEOUT_S, max(0.01, deadline - time.monotonic()))
+                task = self._client.fetch_task(
+                    address, order.peer_id, order.task, timeout_s=timeout_s, cancellation=cancellation
+                )
                 break
             except PeerFailed as error:
                 failure = error
+                if cancellation.wait(0.0):
+                    break
         if task is None:
             assert failure is not None
             raise failure

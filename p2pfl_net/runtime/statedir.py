@@ -128,7 +128,7 @@ class TrainerWatch:
                 self._look_at_request()
                 if is_new:
                     self._published.prepare()
-            except StateError as error:
+            except (StateError, OSError) as error:  # whatever a disk may say: this thread must go on
                 self._on_damage(str(error))
             self._watch.wait_next()
 

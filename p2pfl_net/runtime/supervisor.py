@@ -54,6 +54,9 @@ class Daemon:
         """Runs until a signal. Raises `NetError` or `StateError` for what stops it otherwise."""
         home.prepare(self._state)
         process_lock = lock.ProcessLock(self._state.daemon_lock)
+        if not lock.is_held(self._state.daemon_lock):
+            # A killed daemon's marker would count again from the moment that we hold the lock.
+            atomic.remove(self._state.boot_done)
         process_lock.acquire()
         try:
             atomic.remove(self._state.boot_done)

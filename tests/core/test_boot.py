@@ -18,6 +18,7 @@ from p2pfl_net.core.events import (
     Sender,
     Start,
     Stop,
+    Tick,
 )
 from p2pfl_net.core.ids import Address
 from p2pfl_net.core.params import Params
@@ -192,3 +193,16 @@ def test_every_boot_peer_gets_its_turn_after_one_was_struck() -> None:
     assert attempts.current() == ELSEWHERE
     assert attempts.failed("busy", 9.99) == 10.0, "never past the deadline"
     assert not attempts.forget(ELSEWHERE)
+
+
+def test_the_verdict_comes_also_while_an_attempt_hangs_in_a_name_server() -> None:
+    params = Params()
+    node = Network(1).peer("peer").node
+    begun = node.handle(Start((Address("lab1", 8000),), 5.0, True), 0.0)
+    assert [type(out.message) for out in begun if isinstance(out, Send)] == [Join]
+    now, verdict = 0.0, None
+    while verdict is None and (due := node.wakeup()) is not None and due < 60.0:
+        now = max(now, due)
+        verdict = next((out for out in node.handle(Tick(), now) if isinstance(out, BootFailed)), None)
+    assert verdict is not None
+    assert 5.0 <= now < 5.0 + 2 * params.probe_interval_s

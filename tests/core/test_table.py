@@ -8,6 +8,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pfl_net.core.dissemination import Dissemination
 from p2pfl_net.core.events import Record, Status
 from p2pfl_net.core.ids import Address, PeerId
 from p2pfl_net.core.params import Params
@@ -97,11 +98,12 @@ def test_a_suspect_is_dead_when_its_time_runs_out_and_forgotten_later() -> None:
     made.merge(Record(X, 1, Status.SUSPECT, HOME), 0.0)
     due = made.next_deadline()
     assert due is not None
-    assert made.expire(due - 0.001) == []
-    (dead,) = made.expire(due)
+    assert made.expire(due - 0.001) == ([], [])
+    (dead,), forgotten = made.expire(due)
+    assert not forgotten
     assert made.merge(dead, due) is Change.LOST
     assert made.merge(Record(X, 1, Status.ALIVE, HOME), due) is None, "old news revives nobody"
-    assert made.expire(due + params.tombstone_s) == []
+    assert made.expire(due + params.tombstone_s) == ([], [X])
     assert made.get(X) is None
 
 
@@ -109,7 +111,7 @@ def test_a_refuted_suspicion_never_runs_out() -> None:
     made = table()
     made.merge(Record(X, 1, Status.SUSPECT, HOME), 0.0)
     assert made.merge(Record(X, 2, Status.ALIVE, HOME), 0.0) is Change.REFUTED
-    assert made.expire(1e6) == []
+    assert made.expire(1e6) == ([], [])
     assert made.is_live(X)
 
 
@@ -161,3 +163,15 @@ def test_a_peer_set_is_a_set(steps: list[tuple[bool, PeerId]]) -> None:
         assert set(peers.members()) == naive
         assert len(peers) == len(naive)
         assert set(peers.sample(9, Random(0))) == naive
+
+
+def test_news_of_the_forgotten_is_dropped() -> None:
+    """However fast a liar makes peers up and declares them dead, the buffer is bounded by the table."""
+    params = Params()
+    known = Dissemination(Record(ME, 1, Status.ALIVE, HOME), params, Random(0), [])
+    for peer in PEERS:
+        known.merge(Record(peer, 1, Status.ALIVE, HOME), 0.0)
+        known.merge(Record(peer, 1, Status.DEAD, HOME), 0.0)
+    assert len(known.news(to_loopback=True)) == len(PEERS)
+    known.expire(params.tombstone_s)
+    assert known.news(to_loopback=True) == ()

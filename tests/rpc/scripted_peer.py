@@ -34,7 +34,7 @@ class Gone(Exception):
 class ScriptedPeer:
     """A gRPC server on loopback. A context manager; `join` makes a daemon believe in it."""
 
-    def __init__(self, parts: Parts, *, task: bytes | None = None) -> None:
+    def __init__(self, parts: Parts, *, task: bytes | Callable[[], bytes] | None = None) -> None:
         self.peer_id = secrets.token_hex(32)
         self.requests: list[models_pb2.FetchModelRequest] = []
         self._parts = parts
@@ -101,7 +101,8 @@ class ScriptedPeer:
         def fetch_task(
             request: models_pb2.FetchTaskRequest, context: grpc.ServicerContext
         ) -> models_pb2.FetchTaskReply:
-            return models_pb2.FetchTaskReply(task=self._task)
+            task = self._task if isinstance(self._task, bytes) else self._task()
+            return models_pb2.FetchTaskReply(task=task)
 
         return grpc.method_handlers_generic_handler(
             "p2pfl.v1.Models",

@@ -10,12 +10,13 @@ from functools import partial
 
 import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from p2pfl_proto.v1 import membership_pb2 as pb
 from p2pfl_proto.v1 import models_pb2
 
 from p2pfl_net.core.params import Params
 from p2pfl_net.rpc.options import MAX_MESSAGE_BYTES
-from p2pfl_net.rpc.server import MAX_UPLOADS
+from p2pfl_net.rpc.server import MAX_UPLOADS, POOL_THREADS
 from tests.processes import wait_for
 from tests.rpc.crowd import NOBODY_PORT, join_crowd
 from tests.rpc.model_files import make_model, publish
@@ -258,3 +259,24 @@ def test_many_callers_at_once(network: Network) -> None:
     assert failures == []
     wait_for(lambda: first.peer_id in second.known(), what="the busy peer in the other's list")
     assert first.stop() == 0
+
+
+def test_callers_who_say_no_more_do_not_take_the_threads_of_pings(network: Network) -> None:
+    peers = network.chain(2)
+    silent = threading.Event()
+
+    def nothing() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        silent.wait()
+        yield from ()
+
+    with ExitStack() as stack:
+        stack.callback(silent.set)
+        channel = stack.enter_context(grpc.insecure_channel(peers[0].address))
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        streams = [stub.ServerReflectionInfo(nothing()) for _ in range(2 * POOL_THREADS)]
+        for _ in range(POOL_THREADS):
+            call_ping(peers[0].port, sound_ping(peers[0]))
+        wait_for(lambda: sum(stream.done() for stream in streams) >= POOL_THREADS, what="their refusals")
+        codes = {stream.code() for stream in streams if stream.done()}
+        assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        wait_complete(peers)

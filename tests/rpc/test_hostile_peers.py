@@ -47,6 +47,10 @@ def with_body(data: bytes) -> ModelFile:
     return ModelFile(data, MODEL.manifest)
 
 
+def nested(depth: int) -> object:
+    return {"a": nested(depth - 1)} if depth else 1
+
+
 WHOLE = tuple(chunk_parts(MODEL.data))
 ALIEN_MANIFEST = replace(MODEL.manifest, samples=10**9)
 DEEP = '{"a":' * 5000 + "1" + "}" * 5000
@@ -86,6 +90,14 @@ LIES: dict[str, tuple[Callable[..., Iterator[bytes]], str]] = {
     "another task": (
         honest(make_model(9, 1000, task=make_task("another").digest)),
         "another task than was asked for",
+    ),
+    "a manifest with too many fields": (
+        lie(lambda r: header_part(r, MODEL, manifest=said_manifest(**{f"a{i}": 0 for i in range(300)}))),
+        "more than 128 fields",
+    ),
+    "a manifest too deep for an answer": (
+        lie(lambda r: header_part(r, MODEL, manifest=said_manifest(a=nested(60)))),
+        "manifest is not JSON",
     ),
     "too large": (lie(lambda r: header_part(r, MODEL, size_bytes=5_000_000_000)), "over the bound"),
     "larger than any number": (lie(lambda r: header_part(r, MODEL, size_bytes=2**64 - 1)), "over the bound"),

@@ -175,3 +175,12 @@ def test_a_daemon_killed_between_rounds_answers_the_next(network: Network) -> No
         assert before is not None
         answered = [event["round"] for event in asker.events("round_answered")]
         assert answered == [1, 2]
+
+
+def test_a_disk_that_fails_for_a_moment_does_not_make_the_daemon_deaf(network: Network) -> None:
+    peer = network.start()
+    peer.state.aggregate.symlink_to(peer.state.aggregate)  # looking at it is an OSError
+    peer.wait_event("error")
+    peer.state.aggregate.unlink()
+    with FakeTrainer(peer.state) as trainer:
+        assert trainer.ask().models == ()

@@ -15,7 +15,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from p2pfl_state import lock, markers
+from p2pfl_state.errors import DirectoryInUse
+from p2pfl_state.layout import StateDir
 
+from p2pfl_net.config import ServeConfig
+from p2pfl_net.runtime.supervisor import Daemon
 from tests.processes import Processes, wait_for
 from tests.rpc.peers import Network, Peer, run_command
 
@@ -296,3 +301,35 @@ def test_the_marker_of_a_killed_daemon_is_removed_first_thing(network: Network) 
         peer.wait_event("started", count=2)
         assert peer.boot_done() is None
         assert peer.stop() == 0
+
+
+def test_a_path_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    impossible = tmp_path / ("x" * 300)
+    for command in (
+        ("status", "--state", impossible),
+        ("peers", "--state", impossible),
+        ("serve", "--port", "0", "--state", impossible),
+        ("get", "127.0.0.1:1", "--out", impossible),
+        ("get", "127.0.0.1:1", "--out", impossible / "model"),
+    ):
+        said = run_command(*command)
+        assert said.returncode in (2, 3)
+        assert said.stderr.count("\n") == 1, said.stderr
+        assert said.stderr.startswith("p2pfl-net: ")
+
+
+def test_a_marker_of_a_killed_daemon_is_gone_before_the_lock_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = StateDir(tmp_path)
+    markers.write_boot_done(state, markers.BootDone("0" * 32, "1" * 64, "127.0.0.1:1", 0))
+    there: list[bool] = []
+
+    def acquire(self: lock.ProcessLock) -> None:
+        there.append(state.boot_done.exists())
+        raise DirectoryInUse("as if")
+
+    monkeypatch.setattr(lock.ProcessLock, "acquire", acquire)
+    with pytest.raises(DirectoryInUse):
+        Daemon(ServeConfig(tmp_path, "127.0.0.1", 0), print).serve()
+    assert there == [False]

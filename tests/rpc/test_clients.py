@@ -1,0 +1,89 @@
+"""What a call leaves behind: no channel to nobody, no upload place for who stands still."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from typing import cast
+
+import grpc
+import pytest
+
+from p2pfl_net.core.events import FailureKind, Ping, Record, Sender, Status
+from p2pfl_net.core.ids import Address, PeerId, TaskDigest
+from p2pfl_net.errors import PeerFailed
+from p2pfl_net.rpc.client import MembershipClient
+from p2pfl_net.rpc.fetching import Cancellation, ModelClient
+from p2pfl_net.rpc.uploads import Uploads
+from tests.rpc.crowd import NOBODY_PORT
+from tests.rpc.scripted_peer import ScriptedPeer
+
+NOBODY = Address("127.0.0.1", NOBODY_PORT)
+SOMEBODY = PeerId("5" * 64)
+LONG_S = 600.0
+
+
+def test_no_channel_to_nobody_is_kept() -> None:
+    client = MembershipClient()
+    ping = Ping(Sender(Record(SOMEBODY, 1, Status.ALIVE, ())), SOMEBODY, NOBODY)
+    with pytest.raises(PeerFailed) as caught:
+        client.call(NOBODY, ping, LONG_S)
+    assert caught.value.kind is FailureKind.UNREACHABLE
+    assert not client._channels._open, "gRPC would go on dialling"
+    client.close()
+
+
+def test_a_question_for_a_task_is_cancelled_like_a_transfer() -> None:
+    asked, released = threading.Event(), threading.Event()
+
+    def task() -> bytes:
+        asked.set()
+        released.wait()
+        return b""
+
+    client, cancellation = ModelClient(), Cancellation()
+    with ScriptedPeer(lambda request, context: iter(()), task=task) as silent:
+        address = Address("127.0.0.1", silent.port)
+
+        def cancel() -> None:
+            asked.wait()
+            cancellation.cancel()
+
+        canceller = threading.Thread(target=cancel)
+        canceller.start()
+        with pytest.raises(PeerFailed):
+            client.fetch_task(
+                address,
+                PeerId(silent.peer_id),
+                TaskDigest("6" * 64),
+                timeout_s=LONG_S,
+                cancellation=cancellation,
+            )
+        canceller.join()
+        released.set()
+    client.close()
+
+
+class Reader:
+    """The other end of an upload, as far as `Uploads` looks at it."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_a_place_is_taken_from_who_stands_still_and_from_nobody_else() -> None:
+    patient, hasty = Uploads(1, stall_s=LONG_S), Uploads(1, stall_s=0.0)
+    for uploads, is_taken in ((patient, False), (hasty, True)):
+        still, other = Reader(), cast(grpc.ServicerContext, Reader())
+        upload = uploads.run(cast(grpc.ServicerContext, still), iter([b"a", b"b"]))
+        assert next(upload) == b"a"
+        with pytest.raises(PeerFailed) as caught:
+            next(uploads.run(other, iter([b"c"])))
+        assert caught.value.kind is FailureKind.BUSY
+        assert still.cancelled is is_taken
+        assert isinstance(upload, Generator)
+        upload.close()
+        assert list(uploads.run(other, iter([b"c"]))) == [b"c"]
