@@ -6,7 +6,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -27,6 +28,7 @@ from p2pfl_train.config import (
     parse_every,
 )
 from p2pfl_train.errors import TrainError, UsageError
+from p2pfl_train.paths import expanded
 from p2pfl_train.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -109,7 +111,7 @@ def run(
     run_options.check()
     wanted = {
         "data": data,
-        "data_dir": data_dir,
+        "data_dir": expanded(data_dir),
         "download": download,
         "shard": shard,
         "partition": partition,
@@ -119,8 +121,14 @@ def run(
         "model": model,
     }
     texts = {"classes": classes, "image_size": image_size, "mean": mean, "std": std}
-    task_options = _task_options(wanted, model_arg or [], texts)
-    _run(run_options, task_options, join=join, accepted=_accepted(accept_arch), nice=nice)
+    accepted = _accepted(accept_arch)
+    _set_nice(nice)
+    with _stop_signals() as stop:
+        task_options = _task_options(wanted, model_arg or [], texts)
+        from p2pfl_train import loop
+        from p2pfl_train.startup import TaskSource
+
+        loop.run(run_options, TaskSource(task_options, join, accepted), Console(), stop)
 
 
 def _task_options(
@@ -151,20 +159,20 @@ def _accepted(digests: list[str] | None) -> frozenset[str]:
     return frozenset(digests or [])
 
 
-def _run(
-    options: RunOptions, task_options: TaskOptions, *, join: bool, accepted: frozenset[str], nice: int
-) -> None:
+def _set_nice(nice: int) -> None:
     if nice:
         try:
             os.nice(nice)
         except OSError as error:
             raise UsageError(f"--nice {nice}: {error.strerror}; only root may lower it") from None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[StopSignals]:
+    """Entered before torch is imported: that takes seconds, in which a signal must not be lost."""
     try:
         with StopSignals() as stop:
-            from p2pfl_train import loop  # takes seconds, in which a signal must not be lost
-            from p2pfl_train.startup import TaskSource
-
-            loop.run(options, TaskSource(task_options, join, accepted), Console(), stop)
+            yield stop
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -197,7 +205,7 @@ def evaluate(
     recorded = offline.recorded_data(directory)
     options = TaskOptions(
         data=data if data is not None else recorded.get("data"),
-        data_dir=data_dir or Path(str(recorded.get("data_dir", "data"))),
+        data_dir=expanded(data_dir) if data_dir else Path(str(recorded.get("data_dir", "data"))),
         seed=int(recorded.get("seed", 0)),
         dev_fraction=float(recorded.get("dev_fraction", TaskOptions.dev_fraction)),
         model=model,

@@ -47,3 +47,9 @@ class WeightsRefused(TrainError):
     """A tensor file is not weights of this task; what was there before is kept."""
 
     exit_code = 8
+
+
+def one_line(error: Exception) -> str:
+    """What somebody else's exception says, for the one line of ours."""
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from p2pfl_train.batches import in_order, size_of
+from p2pfl_train.errors import ModelError, one_line
 from p2pfl_train.task import Batch, Task
 
 BATCH = 64
@@ -48,8 +49,14 @@ def evaluate(model: nn.Module, task: Task, dataset: Dataset[Batch], batch_size: 
     model.eval()
     total, outputs, targets = 0.0, [], []
     for inputs, wanted in in_order(dataset, batch_size):
-        output = model(task.preprocess(inputs))
-        total += float(task.loss(output, wanted)) * len(wanted)
+        try:
+            output = model(task.preprocess(inputs))
+            total += float(task.loss(output, wanted)) * len(wanted)
+        except Exception as error:
+            shape = tuple(inputs.shape)
+            raise ModelError(
+                f"the model cannot measure a batch of shape {shape}: {one_line(error)}"
+            ) from error
         outputs.append(output)
         targets.append(wanted)
     model.train(was_training)
@@ -57,7 +64,7 @@ def evaluate(model: nn.Module, task: Task, dataset: Dataset[Batch], batch_size: 
     if count == 0:
         return Evaluation(0, None, None, None)
     all_outputs, all_targets = torch.cat(outputs), torch.cat(targets)
-    measured = {name: float(metric(all_outputs, all_targets)) for name, metric in task.metrics.items()}
+    measured = {name: _measure(name, task, all_outputs, all_targets) for name in task.metrics}
     confusion = _confusion(all_outputs, all_targets, len(task.spec.classes)) if task.spec.classes else None
     return Evaluation(
         examples=count,
@@ -66,6 +73,13 @@ def evaluate(model: nn.Module, task: Task, dataset: Dataset[Batch], batch_size: 
         confusion=confusion,
         metrics={name: value for name, value in measured.items() if math.isfinite(value)},
     )
+
+
+def _measure(name: str, task: Task, outputs: Tensor, targets: Tensor) -> float:
+    try:
+        return float(task.metrics[name](outputs, targets))
+    except Exception as error:
+        raise ModelError(f"the metric {name!r} failed: {one_line(error)}") from error
 
 
 def _confusion(outputs: Tensor, targets: Tensor, classes: int) -> Tensor:

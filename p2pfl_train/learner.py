@@ -18,10 +18,10 @@ from p2pfl_train.aggregate import Contribution, average
 from p2pfl_train.batches import Batches, size_of
 from p2pfl_train.checkpoint import Counters
 from p2pfl_train.config import OptimiserOptions, TrainingOptions
-from p2pfl_train.errors import ModelError
+from p2pfl_train.errors import ModelError, TrainError, one_line
 from p2pfl_train.task import Task
 from p2pfl_train.tensors import stored_tensors
-from p2pfl_train.weights import load_published, save_model
+from p2pfl_train.weights import TensorFile, copy_into, load_published, save_model
 
 SAVE_S = 1.0
 """The optimiser state is written at most this often: it is as large as the model, and each write waits
@@ -57,6 +57,8 @@ class Learner:
     parents: list[Parent] = field(default_factory=list)
     """What was averaged in since the last publication."""
     published: Manifest | None = None
+    initial: TensorFile | None = None
+    """What the network gave to begin with; None for the weights that the task's seed gives."""
     _saved_at_s: float = float("-inf")
 
     def __post_init__(self) -> None:
@@ -96,16 +98,15 @@ class Learner:
         inputs, targets = batches.next()
         try:
             loss = self.task.loss(self.model(self.task.preprocess(inputs)), targets)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
+            value = loss.item()
+            if math.isfinite(value):
+                optimiser.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
+                optimiser.step()
+        except Exception as error:
             raise ModelError(
-                f"the model cannot train on a batch of shape {tuple(inputs.shape)}: {reason}"
+                f"the model cannot train on a batch of shape {tuple(inputs.shape)}: {one_line(error)}"
             ) from error
-        value = loss.item()
-        if math.isfinite(value):
-            optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimiser.step()
         return value
 
     def publish(self, metrics: Mapping[str, float]) -> None:
@@ -142,9 +143,15 @@ class Learner:
             self.parents.append(Parent(contribution.file.path.stem, manifest.version, manifest.weights))
 
     def recover(self) -> None:
-        """Goes back to the published weights after the current ones became useless, without momentum."""
+        """Goes back to the published weights after the current ones became useless, without momentum.
+
+        Without a publication yet: to those that it began with.
+        """
+        self.parents.clear()
         if self.published is not None:
             load_published(self.state.model, self.model)
+        elif self.initial is not None:
+            copy_into(self.initial, self.tensors)
         else:
             fresh = stored_tensors(fresh_model(self.task))
             with torch.no_grad():
@@ -159,4 +166,9 @@ def fresh_model(task: Task) -> nn.Module:
     from p2pfl_train.tasks import initial_seed
 
     torch.manual_seed(initial_seed(task.spec.digest))
-    return task.build_model()
+    try:
+        return task.build_model()
+    except TrainError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the model cannot be built: {one_line(error)}") from error

@@ -138,14 +138,15 @@ class Loop:
         learner = self._learner
         learner.counters = replace(learner.counters, cycle=learner.counters.cycle + 1)
         trained = self._train(record)
+        recovered = self._trains and not trained
         evaluating = size_of(self._part) > 0 and self._schedule.due(learner.counters.cycle, time.monotonic())
         if evaluating and trained:
             record.note_trained(self._evaluate(record))
         if trained:
-            self._publish(record)
+            recovered = not self._publish(record)
         # Nobody waits for the network here: what this takes is the end of a verification.
-        self._take_answer(record, self._exchange.take, "averaging")
-        if self._waits and self._due():
+        self._take_answer(record, self._exchange.take, "averaging", wanted=not recovered)
+        if self._waits and not recovered and self._due():
             with record.timed("publishing"):
                 self._ask(record, self._options.exchange.deadline_s)
             self._take_answer(record, partial(self._exchange.wait, self._stop), "waiting")
@@ -199,7 +200,8 @@ class Loop:
         self._report.say(f"{reason}: going back to the last good model, without momentum")
         self._learner.recover()
 
-    def _publish(self, record: CycleRecord) -> None:
+    def _publish(self, record: CycleRecord) -> bool:
+        """Publishes the current weights; false when they were not sound and we went back."""
         metrics = {
             "loss": record.loss,
             "accuracy_trained": record.accuracy_trained,
@@ -213,6 +215,8 @@ class Loop:
                 self._diverged = 0
             except WeightsRefused as error:
                 self._recover(str(error))
+                return False
+        return True
 
     def _due(self) -> bool:
         """Whether to ask now. At the end of a run the last request takes the place of this one."""
@@ -228,8 +232,14 @@ class Loop:
         self._asked_at_s = time.monotonic()
         record.note_asked(self._exchange.ask(wish, self._check))
 
-    def _take_answer(self, record: CycleRecord, get: Callable[[], Outcome | None], part: Part) -> None:
-        """Averages what came, if a round has ended; the time of `get` counts as `part`."""
+    def _take_answer(
+        self, record: CycleRecord, get: Callable[[], Outcome | None], part: Part, *, wanted: bool = True
+    ) -> None:
+        """Averages what came, if a round has ended; the time of `get` counts as `part`.
+
+        Not `wanted` after a recovery: it may be what made the recovery necessary, and the restored
+        weights must get a cycle without it.
+        """
         with record.timed(part):
             outcome = get()
         if outcome is None:
@@ -239,9 +249,10 @@ class Loop:
             self._lead_s += LEAD_GAIN * (LEAD_FACTOR * outcome.seconds - self._lead_s)
         for refusal in outcome.checked.refusals:
             self._report.say(f"refused a model of peer {refusal.peer_id[:16]}: {refusal.reason}")
-        with record.timed("averaging"):
-            self._learner.average(outcome.checked.contributions)
-        record.models += len(outcome.checked.contributions)
+        if wanted:
+            with record.timed("averaging"):
+                self._learner.average(outcome.checked.contributions)
+            record.models += len(outcome.checked.contributions)
 
     def _evaluate(self, record: CycleRecord) -> Evaluation:
         """Measures the current weights on the fixed part of the evaluation data."""

@@ -25,6 +25,7 @@ from torch import nn
 
 from p2pfl_train import networks
 from p2pfl_train.errors import ModelError, UsageError
+from p2pfl_train.paths import expanded
 from p2pfl_train.task import Architecture
 
 Builder = Callable[..., nn.Module]
@@ -90,7 +91,7 @@ def architecture(model: str, arguments: Mapping[str, Any]) -> Architecture:
     if not colon or not path.endswith(".py") or not (name.isidentifier() and name.isascii()):
         raise ModelError(f"unknown model {model[:80]!r}: use one of {', '.join(REGISTRY)}, or file.py:Class")
     try:
-        with open(Path(path).expanduser(), "rb") as file:
+        with open(expanded(Path(path)), "rb") as file:
             data = file.read(MAX_SOURCE_BYTES + 1)
         source = data.decode()
     except OSError as error:

@@ -12,11 +12,13 @@ from p2pfl_state import home, taskfile
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Manifest
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from p2pfl_train import checkpoint
 from p2pfl_train.batches import size_of
 from p2pfl_train.datasets.images import read_image
+from p2pfl_train.datasets.preprocess import expects_pixels
 from p2pfl_train.errors import DataError, WeightsRefused
 from p2pfl_train.evaluate import Evaluation, evaluate
 from p2pfl_train.learner import fresh_model
@@ -97,12 +99,12 @@ def evaluation_table(published: Published, measured: Evaluation) -> Table:
     columns = classes if len(classes) <= 20 else ()
     table.add_column("class")
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     table.add_column("accuracy", justify="right")
     rows = [] if measured.confusion is None else measured.confusion.tolist()
     for name, counts, share in zip(classes, rows, measured.class_accuracies(), strict=False):
         cells = [str(count) if count else "·" for count in counts] if columns else []
-        table.add_row(name, *cells, "–" if share is None else f"{share:.4f}")
+        table.add_row(Text(name), *cells, "–" if share is None else f"{share:.4f}")
     return table
 
 
@@ -115,6 +117,10 @@ def classify(published: Published, paths: Sequence[Path]) -> list[dict[str, Any]
     spec = published.task.spec
     if len(spec.input_shape) != 3 or spec.input_shape[0] not in (1, 3) or not spec.classes:
         raise DataError(f"this model takes inputs of shape {spec.input_shape}, which are not images")
+    if not expects_pixels(spec.preprocessing):
+        raise DataError(
+            "this model was trained on numbers of its own scale, not on the pixels of image files"
+        )
     results = []
     for path in paths:
         inputs = published.task.preprocess(read_image(path, spec.input_shape)[None])

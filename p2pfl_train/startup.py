@@ -165,6 +165,7 @@ def _load_initial(learner: Learner, exchange: Exchange, record: CycleRecord) -> 
     record.note_outcome(outcome)
     for contribution in outcome.checked.contributions[:1]:
         copy_into(contribution.file, learner.tensors)
+        learner.initial = contribution.file
 
 
 def data_record(options: TaskOptions) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from p2pfl_train.datasets import partition
 from p2pfl_train.datasets.examples import Examples, Indices, LabelledData, shown
 from p2pfl_train.datasets.partition import WHOLE, Shard
 from p2pfl_train.datasets.preprocess import expects_pixels, preprocess_function
-from p2pfl_train.errors import DataError, TrainError, UsageError
+from p2pfl_train.errors import DataError, TrainError, UsageError, one_line
 from p2pfl_train.task import Task, TaskSpec
 from p2pfl_train.taskspec import initial_seed, spec_from_taskfile, spec_to_taskfile
 
@@ -239,8 +239,7 @@ def _user_task(text: str, options: TaskOptions) -> Task:
     except TrainError:
         raise
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"--data {text} failed: {type(error).__name__}: {reason}") from None
+        raise DataError(f"--data {text} failed: {one_line(error)}") from None
     if not isinstance(task, Task):
         raise DataError(f"--data {text} returned a {type(task).__name__}, not a p2pfl_train.task.Task")
     return task

@@ -137,11 +137,16 @@ def _header(path: Path) -> tuple[str, tuple[int, int]]:
         with _opened(path) as image:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientations a quarter turn away
             size = (image.width, image.height) if turned else (image.height, image.width)
-            if image.mode == "P":  # a palette may hold colours or grays alone
-                return image.convert("RGBA").mode, size
+            if image.mode == "P" and _is_gray(image.getpalette() or []):
+                return "L", size
             return image.mode, size
     except (OSError, SyntaxError, ValueError, IndexError, EOFError, struct.error, zlib.error) as error:
         raise _broken(path, error) from None
+
+
+def _is_gray(palette: Sequence[int]) -> bool:
+    """Whether a palette (red, green, blue of each entry in turn) has no colour."""
+    return all(red == green == blue for red, green, blue in zip(*[iter(palette)] * 3, strict=False))
 
 
 def _first_size(path: Path) -> tuple[int, int]:

@@ -21,9 +21,11 @@ from filelock import FileLock
 
 from p2pfl_train.datasets.examples import Examples, LabelledData, check_classes, relabel
 from p2pfl_train.datasets.images import MAX_SIDE, read_classes_file, read_folder
+from p2pfl_train.datasets.names import NAMES
 from p2pfl_train.datasets.preprocess import image_preprocessing
 from p2pfl_train.datasets.tables import read_csv, read_npz
 from p2pfl_train.errors import DataError, UsageError
+from p2pfl_train.paths import expanded
 
 __all__ = ["NAMES", "Examples", "LabelledData", "load", "parse_classes", "parse_image_size"]
 
@@ -54,9 +56,6 @@ _DOWNLOADS = {
     "cifar10": _Download("CIFAR10", CIFAR10_CLASSES, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
 
-NAMES = ("digits", *_DOWNLOADS)
-"""The data sets that are known by name."""
-
 
 def load(
     name_or_path: str,
@@ -85,7 +84,7 @@ def load(
 def _load_path(
     text: str, image_size: tuple[int, int] | None, channels: int | None, classes: Sequence[str] | None
 ) -> tuple[LabelledData, Sequence[str] | None]:
-    path = Path(text).expanduser()
+    path = expanded(Path(text))
     if not path.exists():
         raise DataError(f"{text}: no such file or folder, nor one of {', '.join(NAMES)}: check --data")
     if not os.access(path, os.R_OK):

@@ -38,6 +38,8 @@ Array = npt.NDArray[Any]
 def read_npz(path: Path, *, classes: Sequence[str] | None) -> LabelledData:
     """`x` of shape (n, …) and `y` of shape (n,); an array `classes` of texts may name the labels.
 
+    Whole numbers in `y` are positions in the file's own `classes`, else in the `classes` given here.
+
     uint8 of shape (n, h, w), (n, c, h, w) or (n, h, w, c) with 1 or 3 channels is taken for images,
     every other numeric `x` becomes float32 as it is. Raises `DataError`.
     """
@@ -48,7 +50,7 @@ def read_npz(path: Path, *, classes: Sequence[str] | None) -> LabelledData:
         y = y[:, 0]
     if y.shape != (len(x),):
         raise DataError(f"{path}: y has shape {y.shape}; it needs one label for each of {len(x)} examples")
-    indices, names = _index(path, y, classes or own_classes)
+    indices, names = _index(path, y, own_classes or classes)
     labels = torch.from_numpy(indices)
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         images = _channels_first(path, x)

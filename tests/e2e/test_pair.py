@@ -189,3 +189,12 @@ def test_a_directory_has_one_daemon_and_one_trainer(processes: Processes, tmp_pa
     assert "is in use by another trainer" in second.output()
     assert trainer.stop() == 0
     assert daemon.stop() == 0
+
+
+def test_a_stop_while_libraries_are_loaded_is_clean(processes: Processes, tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "peer")
+    trainer = processes.start_trainer(state.root, *DIGITS)
+    maps = Path(f"/proc/{trainer.popen.pid}/maps")
+    wait_for(lambda: "libtorch" in maps.read_text(), what="torch on its way in")
+    assert not state.trainer_lock.exists(), "it has not begun"
+    assert trainer.stop() == 0

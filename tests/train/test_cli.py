@@ -234,3 +234,27 @@ def test_the_default_options_are_valid(tmp_path: Path) -> None:
 
 def test_the_published_file_is_whole(trained: StateDir) -> None:
     assert file_weights_digest(trained.model) == read_header(trained.model).manifest().weights
+
+
+def test_numbers_of_their_own_scale_are_no_images(capsys: Capture, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
+    np.savez(tmp_path / "scans.npz", x=x, y=np.arange(40) % 2)
+    state = StateDir(tmp_path / "peer")
+    line = ["run", "--state", state.root, "--data", tmp_path / "scans.npz", "--cycles", "1"]
+    with FakeDaemon(state):
+        assert call(capsys, *line)[0] == 0
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "a.png")
+    assert "not on the pixels" in fails(capsys, 6, "predict", "--state", state.root, tmp_path / "a.png")
+
+
+def test_class_names_are_printed_as_they_are(capsys: Capture, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", x=rng.random((40, 3)), y=np.arange(40) % 2, classes=["[/x]", "cat [old]"])
+    state = StateDir(tmp_path / "peer")
+    line = ["run", "--state", state.root, "--data", tmp_path / "a.npz", "--cycles", "1"]
+    with FakeDaemon(state):
+        assert call(capsys, *line)[0] == 0
+    code, out, _ = call(capsys, "evaluate", "--state", state.root)
+    assert code == 0
+    assert "[/x]" in out
+    assert "cat [old]" in out

@@ -154,6 +154,19 @@ def test_a_class_that_the_task_does_not_know_is_refused(tmp_path: Path) -> None:
         read(tmp_path, classes=("cat", "dog"))
 
 
+def test_a_palette_of_grays_is_gray(tmp_path: Path) -> None:
+    gray = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    for name, palette in (("gray", None), ("coloured", [255, 0, 0] * 256)):
+        image = gray.convert("P")
+        if palette is not None:
+            image.putpalette(palette)
+        (tmp_path / name / "a").mkdir(parents=True)
+        image.save(tmp_path / name / "a" / "1.png")
+    assert read(tmp_path / "gray").input_shape == (1, 8, 8)
+    assert read(tmp_path / "gray").examples.x[0, 0].tolist() == np.asarray(gray).tolist()
+    assert read(tmp_path / "coloured").input_shape == (3, 8, 8)
+
+
 def test_one_coloured_image_makes_all_of_them_rgb(tmp_path: Path) -> None:
     pets(tmp_path)
     save_image(tmp_path / "dog" / "9.png", (255, 0, 10))
@@ -266,6 +279,19 @@ def test_labels_as_texts_and_names_in_the_file(tmp_path: Path) -> None:
     assert (data.classes, data.examples.y.tolist()) == (("a", "b"), [1, 0, 1])
     data = read(npz(tmp_path / "b.npz", x=x, y=np.array([[1], [0], [1]]), classes=np.array(["no", "yes"])))
     assert (data.classes, data.examples.y.tolist()) == (("no", "yes"), [1, 0, 1])
+
+
+def test_names_in_the_file_keep_their_labels_whatever_order_is_given(tmp_path: Path) -> None:
+    y, own = np.array([1, 0, 1]), np.array(["dog", "fox"])
+    path = npz(tmp_path / "a.npz", x=np.zeros((3, 2)), y=y, classes=own)
+    assert read(path, classes=("cat", "dog", "fox")).examples.y.tolist() == [2, 1, 2]
+    with pytest.raises(DataError, match="has the class 'dog', which is not among cat, fox"):
+        read(path, classes=("cat", "fox"))
+
+
+def test_a_home_of_nobody_is_a_path_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file or folder"):
+        read(Path("~nobody-of-that-name/data.npz"))
 
 
 def test_numbers_name_classes_or_count_them(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from p2pfl_train.batches import Batches, fixed_part, in_order, size_of
 from p2pfl_train.datasets.examples import Examples
+from p2pfl_train.errors import ModelError
 from p2pfl_train.evaluate import TIME_SHARE, Schedule, evaluate
 from p2pfl_train.task import Architecture, Batch, Task, TaskSpec
 
@@ -90,6 +91,11 @@ def test_the_tasks_own_metrics_see_all_outputs_and_only_numbers_count() -> None:
         assert len(outputs) == len(targets)
         return float(len(outputs))
 
+    def broken(outputs: Tensor, targets: Tensor) -> float:
+        raise KeyError("threshold")
+
+    with pytest.raises(ModelError, match="the metric 'broken' failed: KeyError: 'threshold'"):
+        evaluate(nn.Flatten(), replace(task_of(data), metrics={"broken": broken}), data)
     task = replace(task_of(data), metrics={"rows": rows, "nothing": lambda outputs, targets: float("nan")})
     assert evaluate(nn.Linear(4, 3), task, data, 2).metrics == {"rows": 7.0}
 

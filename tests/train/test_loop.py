@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import os
@@ -359,6 +360,77 @@ def test_a_model_that_cannot_train_is_a_clear_error(state: StateDir) -> None:
 
     with pytest.raises(ModelError, match="cannot train"):
         run_task(state, replace(build_task(DIGITS), loss=broken), cycles=1)
+
+
+def test_a_model_that_makes_training_diverge_costs_cycles_and_not_the_run(
+    state: StateDir, published: StateDir, tmp_path: Path
+) -> None:
+    huge = tmp_path / "huge.safetensors"
+    made = learner.fresh_model(build_task(DIGITS))
+    with torch.no_grad():
+        for tensor in stored_tensors(made).values():
+            tensor.fill_(1e30)
+    weights.save_model(huge, made, read_header(published.model).manifest())
+    with FakeDaemon(state) as daemon:
+        run(state, cycles=1)
+        daemon.offers = lambda request: [(peer_id(1), huge)]
+        said = run(state, cycles=8, exchange=ExchangeOptions(blocking=True))
+    cycles, _ = lines(state)
+    assert said.count("going back to the last good model") >= 3
+    assert len(cycles) == 1 + 8
+    diverged = [line["loss"] is None for line in cycles]
+    assert not any(first and second for first, second in itertools.pairwise(diverged))
+    assert not any(line["models"] for line, bad in zip(cycles, diverged, strict=True) if bad)
+
+
+def test_a_nan_in_the_first_cycle_starts_again_from_what_the_network_gave(
+    state: StateDir, published: StateDir
+) -> None:
+    with FakeDaemon(state, offering(published)), Exchange(state, 1) as own_exchange:
+        own_exchange.wait_for_boot()
+        made = make_learner(state, build_task(DIGITS), None, own_exchange, CycleRecord(), QUICK)
+    with torch.no_grad():
+        for tensor in made.tensors.values():
+            tensor.zero_()
+    made.recover()
+    assert digest_of(made.tensors) == read_header(published.model).manifest().weights
+
+
+class InPlace(torch.autograd.Function):
+    """Its backward fails, as that of an in-place operation does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise RuntimeError("modified by an inplace operation")
+
+
+def no_backward(output: Tensor, targets: Tensor) -> Tensor:
+    applied: Tensor = InPlace.apply(nn.functional.cross_entropy(output, targets))
+    return applied
+
+
+def no_scalar(output: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(output, targets, reduction="none")
+
+
+@pytest.mark.parametrize("loss", [no_backward, no_scalar])
+def test_a_loss_that_cannot_be_learned_from_is_a_clear_error(
+    state: StateDir, loss: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    with pytest.raises(ModelError, match="cannot train"):
+        run_task(state, replace(build_task(DIGITS), loss=loss), cycles=1)
+
+
+def test_a_model_that_cannot_be_built_is_a_clear_error(state: StateDir) -> None:
+    def broken() -> nn.Module:
+        raise KeyError("width")
+
+    with pytest.raises(ModelError, match="cannot be built: KeyError: 'width'"):
+        run_task(state, replace(build_task(DIGITS), build_model=broken), cycles=1)
 
 
 def test_a_target_accuracy_ends_the_run(state: StateDir) -> None:
