@@ -58,7 +58,11 @@ def main(program: str, arguments: Sequence[str], signals: StopSignals) -> int:
     elif options.command == "check":
         answer = {"training": check(state, lambda: signals.asked)}
     else:
-        marker = start(state, passed_on, lambda: signals.asked)
+        try:
+            marker = start(state, passed_on, lambda: signals.asked)
+        except DirectoryInUse:
+            print(json.dumps({"in_use": True}))
+            raise
         if marker is None:
             return EXIT_INTERRUPTED
         answer = {"peer_id": marker.peer_id, "address": marker.address}

@@ -30,6 +30,8 @@ def fresh_folder(folder: Path) -> Iterator[None]:
 
     Raises `FolderInUse` when something runs in it or it is not an experiment's, `StateError`.
     """
+    if not folder.name:
+        raise FolderInUse(f"{folder} is no folder of its own: choose another with OUT=DIR")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -2,11 +2,12 @@
 
     # [user@]host[:ssh port]   name=value ...
     lab1                       data=mnist data_dir=/srv/data
-    ann@lab2:2222              port=8001 dir=~/work/p2pfl "args=--local-steps 20 --fan-out 8"
+    ann@lab2:2222              port=8001 dir=~/p2pfl-b "args=--local-steps 20 --fan-out 8"
 
 Names: `port` (8000) of the daemon; `dir` (~/p2pfl) where the project is installed on that host; `address`
 at which the others reach it (the host's name); `data`, `data_dir`, `model`, `args`, `net_args`, `host` as
-for `make run`; `shard` (line k of n: k/n; none: all the data). Quotes as in a shell; # starts a comment.
+for `make run`; `shard` (line k of n: k/n where the data set is known by name; none, which is the default
+for data of the host's own: all of it). Quotes as in a shell; # starts a comment.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from p2pfl_train.datasets.names import NAMES
 from scripts.failures import WrongUsage
 
 _TARGET = re.compile(
@@ -102,7 +104,8 @@ def _parse(line: str, words: Sequence[str], defaults: Mapping[str, str], shard: 
         values[name] = value
     name = match["host"]
     port = _port(line, "port", values.get("port", "8000"))
-    wanted = values.get("shard", shard)
+    shared = values.get("data", NAMES[0]) in NAMES
+    wanted = values.get("shard", shard if shared else "none")
     return Host(
         target=f"{match['user']}@{name.strip('[]')}" if match["user"] else name.strip("[]"),
         host=name,

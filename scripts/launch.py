@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +87,10 @@ def launch(ssh: Sequence[str], hosts: Sequence[Host], boot: str, signals: StopSi
         answer = run_on(ssh, host, start_words(host, boot), START_LIMIT_S, lambda: signals.asked)
         if signals.asked:
             return len(hosts) - len(joined)
-        if answer.value is None:
+        if answer.reason:
             sys.stderr.write(f"launch: {host.name}: {answer.reason}\n")
+            if answer.value.get("in_use"):  # of an earlier launch: the next may join through it
+                boot = host.address
             continue
         peer_id, shard = str(answer.value.get("peer_id"))[:16], host.shard or "all its data"
         say(f"{host.name} joined: peer {peer_id}, shard {shard}, {host.folder}/{host.state}")
@@ -96,7 +98,7 @@ def launch(ssh: Sequence[str], hosts: Sequence[Host], boot: str, signals: StopSi
         joined.append(host)
     training = 0
     for host, answer in _on_all(ssh, joined, "check", CHECK_LIMIT_S, lambda: signals.asked):
-        if answer.value is None:
+        if answer.reason:
             sys.stderr.write(f"launch: {host.name}: {answer.reason}\n")
             continue
         training += 1
@@ -108,7 +110,7 @@ def stop(ssh: Sequence[str], hosts: Sequence[Host], signals: StopSignals) -> int
     """Ends the peers of the file, several at once; how many hosts failed."""
     failed = 0
     for host, answer in _on_all(ssh, hosts, "stop", STOP_LIMIT_S, lambda: signals.insisted):
-        if answer.value is None:
+        if answer.reason:
             failed += 1
             sys.stderr.write(f"stop: {host.name}: {answer.reason}\n")
         else:
@@ -154,10 +156,10 @@ def remote_script(folder: str, words: Sequence[str]) -> str:
 class Answer:
     """What a host said."""
 
-    value: dict[str, object] | None
-    """The JSON object that it printed; None when it failed."""
+    value: Mapping[str, object]
+    """The JSON object that it printed; empty when it printed none."""
     reason: str
-    """Why, in one line."""
+    """Why it failed, in one line; empty when it did not."""
 
 
 def run_on(
@@ -177,7 +179,7 @@ def run_on(
             process_group=0,  # a Ctrl-C is for us to handle
         )
     except OSError as error:
-        return Answer(None, f"ssh cannot be run: {error.strerror}; install openssh-client")
+        return Answer({}, f"ssh cannot be run: {error.strerror}; install openssh-client")
     give_up_at_s = time.monotonic() + limit_s
     while True:
         try:
@@ -187,19 +189,18 @@ def run_on(
             if given_up() or time.monotonic() >= give_up_at_s:
                 process.kill()
                 process.communicate()
-                return Answer(None, f"no answer within {limit_s:g} s")
+                return Answer({}, f"no answer within {limit_s:g} s")
     return _judge(process.returncode, output, complaints)
 
 
 def _judge(code: int, output: str, complaints: str) -> Answer:
-    if code == 0:
-        try:
-            value = json.loads(output.strip().splitlines()[-1])
-        except (ValueError, IndexError, RecursionError):
-            value = None
-        if isinstance(value, dict):
-            return Answer(value, "")
+    try:
+        value = json.loads(output.strip().splitlines()[-1])
+    except (ValueError, IndexError, RecursionError):
+        value = None
+    if isinstance(value, dict) and code == 0:
+        return Answer(value, "")
     said = " | ".join(line.strip() for line in complaints.splitlines() if line.strip())
     readable = "".join(character if character.isprintable() else "?" for character in said[-MAX_WORDS:])
     reason = readable.removeprefix("detached: ") or f"ended with exit code {code} and said nothing"
-    return Answer(None, reason)
+    return Answer(value if isinstance(value, dict) else {}, reason)

@@ -120,8 +120,7 @@ class Pair:
     def boot_done(self) -> markers.BootDone | None:
         """The marker of this life's daemon once its network is up. Raises `StateError`."""
         # The directory was free when we started, so a daemon that holds it is ours.
-        marker = markers.read_boot_done(self.state)
-        return marker if marker is not None and lock.is_held(self.state.daemon_lock) else None
+        return markers.read_boot_done(self.state) if lock.is_held(self.state.daemon_lock) else None
 
     def death(self) -> Death | None:
         """The process that ended first as far as one can tell, if any has."""

@@ -12,7 +12,6 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from p2pfl_state.layout import StateDir
@@ -20,6 +19,7 @@ from p2pfl_state.layout import StateDir
 from scripts import pairs
 from scripts.experiment import Member, Network, fresh_folder
 from scripts.failures import WrongUsage
+from scripts.paper_plan import Plan, Times
 from scripts.signals import EXIT_INTERRUPTED, StopSignals
 from scripts.usage import Parser
 
@@ -36,43 +36,6 @@ FINAL_PATIENCE_PER_PEER_S = 60.0
 """Each peer measures two models on all dev examples at the end, and they share the processors."""
 EPILOG = """exit codes: 0 the report is written; 1x a daemon ended, 2x a trainer ended, x is its own exit code
 or 9 for a signal; 2 wrong usage; 3 the folder is in use; 130 Ctrl-C"""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the experiment is."""
-
-    peers: int
-    minutes: float
-    """From the start of the last peer to the stop."""
-    model: str
-    data: str
-    data_dir: str | None
-    train: tuple[str, ...]
-    """Options that every trainer gets, without --data-dir: that is this machine's business."""
-    kill: bool
-    out: Path
-
-    @property
-    def states(self) -> Path:
-        return self.out / "peers"
-
-
-@dataclass
-class Times:
-    """What happened when, in unix seconds."""
-
-    started: list[float]
-    """Of each peer's processes, in order."""
-    stopped: float = 0.0
-    killed: str | None = None
-    """Name of the peer that was killed."""
-    killed_at: float = 0.0
-    restarted_at: float = 0.0
-
-    @property
-    def last_start(self) -> float:
-        return self.started[-1]
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:

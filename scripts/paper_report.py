@@ -9,16 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from p2pfl_state.layout import StateDir
 
 from p2pfl_train.plots.draw import draw
 from p2pfl_train.plots.records import History, read_histories
 from p2pfl_train.plots.summary import PeerSummary, summarise
-
-if TYPE_CHECKING:
-    from scripts.paper import Plan, Times
+from scripts.paper_plan import Plan, Times
 
 LEVELS = (0.90, 0.95)
 
@@ -209,7 +207,8 @@ def markdown(report: dict[str, Any]) -> str:
         "| --- " + "| ---: " * (len(COLUMNS) - 1) + "|",
         *("| " + " | ".join(cell(peer) for _, cell in COLUMNS) + " |" for peer in summaries),
         "",
-        f"Options of every trainer: `{' '.join(options['trainer'])} --shard k/{options['peers']}`.",
+        f"Options of every trainer: `{' '.join(options['trainer'])} --shard k/{options['peers']}`. What was "
+        "tried before the defaults were settled: `docs/defaults.md`.",
         "",
         *(f"![{picture.replace('_', ' ')}]({picture}.png)" for picture in pictures),
     ]

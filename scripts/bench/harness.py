@@ -20,6 +20,8 @@ from pathlib import Path
 from p2pfl_state import atomic, lock, manifest, markers
 from p2pfl_state.layout import StateDir
 
+from scripts import die_with_parent
+
 TASK = "5a" * 32
 WAIT_S = 120.0
 
@@ -77,9 +79,8 @@ class Peer:
         if boot is not None:
             arguments += ["--boot", boot.address]
         self.started = time.perf_counter()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "p2pfl_net", *arguments], stderr=subprocess.DEVNULL
-        )
+        command = die_with_parent.command([sys.executable, "-m", "p2pfl_net", *arguments])
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         self._instance = markers.new_instance()
         self._lock: lock.ProcessLock | None = None
 

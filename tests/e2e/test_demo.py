@@ -136,3 +136,10 @@ def test_a_terminal_gets_a_live_table(tmp_path: Path, terminal: tuple[int, int])
     assert demo.wait(PATIENCE_S) == 130
     assert shown.count("\x1b[?25h") == 1, "the cursor is back"
     assert nothing_runs(out)
+
+
+def test_the_folder_above_all_is_not_replaced(processes: Processes) -> None:
+    demo = start(processes, Path("/"))
+    assert demo.wait() == 3
+    assert demo.output().count("\n") == 1
+    assert "choose another with OUT=DIR" in demo.output()

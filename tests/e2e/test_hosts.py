@@ -95,3 +95,9 @@ def test_the_remote_command_takes_every_value_as_text(tmp_path: Path, folder: st
     assert said == "".join(f"[{word}]" for word in ["-m", "scripts", "detached", *words])
     assert not list(tmp_path.rglob("pwned"))
     assert len(shlex.split(script)) == 4, "the login shell sees one quoted argument"
+
+
+def test_data_of_a_hosts_own_is_not_shared_out() -> None:
+    lines = ["lab1", "lab2 data=/srv/xrays", "lab3 data=/srv/common shard=3/3", "lab4 data=digits"]
+    hosts = parse_hosts(lines, {"data": "mnist"}, "hosts.txt")
+    assert [host.shard for host in hosts] == ["1/4", None, "3/3", "4/4"]

@@ -140,6 +140,15 @@ def test_peers_are_launched_in_order_and_exactly_they_are_stopped(
     assert "is in use by another daemon" in again.output()
     assert "2 of 2 hosts failed" in again.output()
 
+    line = ["-m", "scripts", "detached", "stop", f"--state={states[1]}"]
+    assert processes.start_python("stop the second", *line).wait() == 0
+    repaired = lab.run("launch", hosts)
+    assert repaired.wait() == 1
+    assert "1 of 2 hosts failed" in repaired.output()
+    second = markers.read_boot_done(states[1])
+    assert second is not None
+    assert second.peers == 1, "it joined through the one that runs already"
+
     stranger = processes.start_daemon(tmp_path / "stranger")
     stop = lab.run("stop", hosts)
     assert stop.wait() == 0
