@@ -140,7 +140,7 @@ def test_peers_are_launched_in_order_and_exactly_they_are_stopped(
     assert "is in use by another daemon" in again.output()
     assert "2 of 2 hosts failed" in again.output()
 
-    line = ["-m", "scripts", "detached", "stop", f"--state={states[1]}"]
+    line = ["-m", "scripts", "detached", "stop", f"--state={states[1].root}"]
     assert processes.start_python("stop the second", *line).wait() == 0
     repaired = lab.run("launch", hosts)
     assert repaired.wait() == 1
