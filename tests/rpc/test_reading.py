@@ -42,6 +42,7 @@ def test_the_status_of_a_running_and_of_a_stopped_peer(network: Network) -> None
     first.wait_published([second.peer_id])
     with FakeTrainer(first.state) as trainer:
         trainer.ask()
+        first.wait_event("round_answered")
         status = told("status", first)
         assert (status["daemon"], status["trainer"], status["network"]) == ("running", "running", "up")
         assert (status["peer_id"], status["address"], status["peers"]) == (first.peer_id, first.address, 1)

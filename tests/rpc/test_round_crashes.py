@@ -8,6 +8,7 @@ import threading
 import pytest
 from p2pfl_state.manifest import file_weights_digest
 
+from tests.processes import wait_for
 from tests.rpc.fake_trainer import FakeTrainer, names_of
 from tests.rpc.model_files import digest_of, make_model, publish
 from tests.rpc.peers import Network
@@ -71,4 +72,5 @@ def test_what_a_killed_daemon_left_is_tidied(network: Network) -> None:
         asker.start(boot=other)
         asker.wait_published([other.peer_id])
         trainer.ask(delete_below=2)
-        assert {path.name for path in asker.state.aggregation.iterdir()} == {"2"}
+        left = asker.state.aggregation
+        wait_for(lambda: {path.name for path in left.iterdir()} == {"2"}, what="the removal of the rest")

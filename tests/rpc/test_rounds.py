@@ -112,6 +112,7 @@ def test_a_request_of_a_dead_trainer_is_not_answered(network: Network) -> None:
     with FakeTrainer(asker.state) as living:
         living.round = 1
         assert len(living.ask().models) == 1
+        asker.wait_event("round_answered")
         assert [event["round"] for event in asker.events("round_answered")] == [2]
         assert living.files(1) == set()
 
@@ -157,7 +158,9 @@ def test_a_peer_that_dies_before_the_round_is_replaced(network: Network) -> None
         answer = trainer.wait_answer()
         assert [model.peer_id for model in answer.models] == [others[1].peer_id]
         assert answer.models[0].file_digest == digests[others[1].peer_id]
-        assert [failure.peer_id for failure in answer.failed] == [others[0].peer_id]
+        # on a slow machine it may already be forgotten
+        gone = [others[0].peer_id] if answer.candidates == 2 else []
+        assert [failure.peer_id for failure in answer.failed] == gone
         assert trainer.files() == names_of(answer)
 
 
@@ -166,6 +169,7 @@ def test_a_daemon_killed_between_rounds_answers_the_next(network: Network) -> No
     serving(others, asker)
     with FakeTrainer(asker.state) as trainer:
         trainer.ask()
+        asker.wait_event("round_answered")
         asker.kill()
         before = markers.read_answer(asker.state)
         asker.start(boot=others[0])
@@ -173,6 +177,7 @@ def test_a_daemon_killed_between_rounds_answers_the_next(network: Network) -> No
         assert not last_request_unanswered(asker.state)
         assert len(trainer.ask().models) == 1
         assert before is not None
+        asker.wait_event("round_answered", round=2)
         answered = [event["round"] for event in asker.events("round_answered")]
         assert answered == [1, 2]
 
