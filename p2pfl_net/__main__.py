@@ -19,12 +19,16 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C library logs to stderr what we say in one line
     try:
         cli.run()
+        sys.stdout.flush()
     except NetError as error:
         cli.say(str(error))
         sys.exit(error.exit_code)
     except StateError as error:
         cli.say(str(error))
         sys.exit(STATE_EXIT_CODE)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 

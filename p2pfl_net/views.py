@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from p2pfl_net.wire.models import ModelHeader
 
+MAX_EVENT = 110
+"""Characters of one event in a line for people; `--json` has all of it."""
+
 
 def show_peers(value: Mapping[str, Any], *, as_json: bool) -> None:
     """One row a peer: id, address, state, model version, when it was last heard directly."""
@@ -42,7 +45,7 @@ def show_status(value: Mapping[str, Any], *, as_json: bool) -> None:
     for name, fact in value.items():
         if name == "recent_events":
             for event in fact:
-                _print(f"event        {json.dumps(event)}")
+                _print(f"event        {_event(event)}")
         elif isinstance(fact, Mapping):
             inner = ", ".join(f"{key} {_short(item)}" for key, item in fact.items() if item not in (None, {}))
             _print(f"{name:<12} {inner}")
@@ -89,6 +92,20 @@ def _ago(seen: object) -> str:
     return f"{max(0.0, time.time() - seen):.0f} s ago" if isinstance(seen, int | float) else "heard of"
 
 
+def _event(event: Mapping[str, Any]) -> str:
+    """When, what, and of its fields as many as a line takes."""
+    at = event.get("time")
+    clock = time.strftime("%H:%M:%S", time.localtime(at)) if isinstance(at, int | float) else "?"
+    fields = [f"{key} {_short(item)}" for key, item in event.items() if key not in ("time", "event")]
+    text = f"{clock} {event.get('event')}: {', '.join(fields)}"
+    line = "".join(character if character.isprintable() else "?" for character in text)
+    return line if len(line) <= MAX_EVENT else f"{line[: MAX_EVENT - 1]}…"
+
+
 def _short(item: object) -> str:
+    if isinstance(item, Mapping):
+        return ", ".join(f"{key} {_short(inner)}" for key, inner in item.items())
+    if isinstance(item, list | tuple):
+        return str(len(item))
     text = f"{item:.4g}" if isinstance(item, float) else str(item)
     return text if len(text) <= 40 else f"{text[:16]}…"

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LOG_WIDTH = 160
 EXIT_STATE = 3
 EXIT_INTERRUPTED = 130
 
@@ -128,7 +129,7 @@ def run(
         from p2pfl_train import loop
         from p2pfl_train.startup import TaskSource
 
-        loop.run(run_options, TaskSource(task_options, join, accepted), Console(), stop)
+        loop.run(run_options, TaskSource(task_options, join, accepted), _console(), stop)
 
 
 def _task_options(
@@ -177,6 +178,11 @@ def _stop_signals() -> Iterator[StopSignals]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
+def _console() -> Console:
+    """On a terminal as wide as that; a file or a pipe has room."""
+    return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
+
+
 def _print_json(value: object) -> None:
     typer.echo(json.dumps(value, allow_nan=False, ensure_ascii=False))
 
@@ -215,7 +221,8 @@ def evaluate(
     if as_json:
         _print_json(offline.evaluation_json(published, measured))
     else:
-        Console().print(offline.evaluation_table(published, measured))
+        console = _console()
+        console.print(offline.evaluation_table(published, measured, console))
 
 
 @app.command(epilog=EPILOG)

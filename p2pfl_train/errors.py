@@ -4,6 +4,7 @@
     ├── UsageError        2  an option, or options that do not go together
     ├── DataError         6  the data is missing, empty, of a wrong shape or label
     ├── ModelError        7  an unknown architecture, or one that does not fit the data
+    │   └── SourceNotAccepted  7  one that is code, and not accepted
     ├── NetworkDown       4  the daemon did not come up
     └── WeightsRefused    8  a tensor file that does not fit: truncated, other shapes, NaN
 
@@ -41,6 +42,17 @@ class ModelError(TrainError):
     """The architecture is unknown, cannot be built, or does not fit the data."""
 
     exit_code = 7
+
+
+class SourceNotAccepted(ModelError):
+    """The architecture is code that the operator has not accepted."""
+
+    def __init__(self, name: str, digest: str, source: str) -> None:
+        super().__init__(
+            f"the model {name[:80]!r} is Python code of SHA-256 {digest}, which is not accepted: "
+            f"read it, and pass --accept-arch {digest} to run it"
+        )
+        self.source = source
 
 
 class WeightsRefused(TrainError):

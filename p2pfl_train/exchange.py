@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from p2pfl_state.errors import MalformedFile, UnknownContract
+from p2pfl_state.atomic import read_bounded
+from p2pfl_state.errors import MalformedFile, StateError, UnknownContract
+from p2pfl_state.fields import parse_object
 from p2pfl_state.layout import StateDir
 from p2pfl_state.lock import is_held
 from p2pfl_state.markers import (
@@ -39,6 +41,8 @@ LATE_S = 1.0
 """A round has failed when it is unanswered this long after its deadline."""
 LIVENESS_S = 0.25
 """How often a poll looks whether the daemon lives; a guess, the look costs some microseconds."""
+
+MAX_PEERS_BYTES = 64 << 20
 
 Check = Callable[[AggregateAnswer], Checked]
 
@@ -76,6 +80,20 @@ class _Outstanding:
     answer: AggregateAnswer | None = None
     checking: Future[Checked] | None = None
     checked_at_s: float | None = None
+
+
+def peers_of_other_tasks(state: StateDir, task: str) -> int:
+    """How many live peers publish a model of another task, by `peers.json`; 0 where it cannot be read."""
+    try:
+        data = read_bounded(state.peers, MAX_PEERS_BYTES)
+        listed = None if data is None else parse_object(data, "peers.json").get("peers")
+    except StateError:
+        return 0
+    others = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return sum(
+        entry.get("published") is True and entry.get("task") != task and entry.get("state") == "alive"
+        for entry in others
+    )
 
 
 def next_round(state: StateDir, remembered: int) -> int:
@@ -165,7 +183,8 @@ class Exchange:
             elif now_s - unheld_since_s >= BOOT_PATIENCE_S:
                 raise NetworkDown(
                     f"no daemon runs on {self._state.root}: start one with "
-                    f"'p2pfl-net serve --state {self._state.root}', or look into its daemon.log"
+                    f"'p2pfl-net serve --port PORT --state {self._state.root}', or both with make run, or "
+                    "look into its daemon.log"
                 )
             self._watch.wait_changed(0.2)
 

@@ -26,7 +26,7 @@ from p2pfl_train.batches import fixed_part, size_of
 from p2pfl_train.config import RunOptions
 from p2pfl_train.errors import WeightsRefused
 from p2pfl_train.evaluate import Evaluation, Schedule, evaluate
-from p2pfl_train.exchange import LATE_S, Exchange, Outcome, Wish, next_round
+from p2pfl_train.exchange import LATE_S, Exchange, Outcome, Wish, next_round, peers_of_other_tasks
 from p2pfl_train.learner import Learner
 from p2pfl_train.report import CycleRecord, Part, Report
 from p2pfl_train.startup import TaskSource, data_record, make_learner, receive_task
@@ -74,6 +74,8 @@ def run(options: RunOptions, source: TaskSource, console: Console, stop: Callabl
             console.print(describe(task))
             learner = make_learner(state, task, saved, exchange, record, options.training)
             learner.counters = replace(learner.counters, data=data_record(source.options))
+            if learner.published is not None:
+                report.say(f"goes on from cycle {learner.counters.cycle}, version {learner.counters.version}")
             Loop(options, learner, exchange, report, stop).run(peers=record.peers)
     finally:
         lock.release()
@@ -120,6 +122,7 @@ class Loop:
         self._asked_at_s = float("-inf")
         self._lead_s = FIRST_LEAD_S
         self._reached_target = False
+        self._told_of_others = False
         self._example_s: float | None = None
 
     def run(self, peers: int | None) -> None:
@@ -245,6 +248,7 @@ class Loop:
         if outcome is None:
             return
         record.note_outcome(outcome)
+        self._tell_of_other_tasks(outcome)
         if outcome.seconds is not None:
             self._lead_s += LEAD_GAIN * (LEAD_FACTOR * outcome.seconds - self._lead_s)
         for refusal in outcome.checked.refusals:
@@ -253,6 +257,20 @@ class Loop:
             with record.timed("averaging"):
                 self._learner.average(outcome.checked.contributions)
             record.models += len(outcome.checked.contributions)
+
+    def _tell_of_other_tasks(self, outcome: Outcome) -> None:
+        """Once: peers are here, and none of them can be averaged with."""
+        answer = outcome.answer
+        if self._told_of_others or answer is None or answer.candidates or not answer.peers:
+            return
+        others = peers_of_other_tasks(self._learner.state, self._learner.counters.task)
+        if others:
+            self._told_of_others = True
+            self._report.say(
+                f"nothing to average: {others} peers are here and train another task: their model, classes, "
+                "order of classes, input size or scaling differ from what stands above; use the same "
+                "--classes, --image-size, --mean, --std and --model everywhere, or take theirs with --join"
+            )
 
     def _evaluate(self, record: CycleRecord) -> Evaluation:
         """Measures the current weights on the fixed part of the evaluation data."""

@@ -24,7 +24,7 @@ from p2pfl_state.manifest import canonical_json
 from torch import nn
 
 from p2pfl_train import networks
-from p2pfl_train.errors import ModelError, UsageError
+from p2pfl_train.errors import ModelError, SourceNotAccepted, UsageError
 from p2pfl_train.paths import expanded
 from p2pfl_train.task import Architecture
 
@@ -158,10 +158,7 @@ def _from_source(
     data = source.encode()
     digest = hashlib.sha256(data).hexdigest()
     if digest not in accepted:
-        raise ModelError(
-            f"the model {wanted.name[:80]!r} is Python code of SHA-256 {digest}, which is not accepted: "
-            f"read it (source in task.json), and pass --accept-arch {digest} to run it"
-        )
+        raise SourceNotAccepted(wanted.name, digest, source)
     made = getattr(_execute(data, digest), wanted.name, None)
     if not callable(made):
         raise ModelError(f"the model's file defines no class {wanted.name[:80]!r}")

@@ -11,6 +11,8 @@ import torch
 from p2pfl_state import home, taskfile
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Manifest
+from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -25,6 +27,9 @@ from p2pfl_train.learner import fresh_model
 from p2pfl_train.task import Task
 from p2pfl_train.tasks import TaskOptions, join_task
 from p2pfl_train.weights import TensorFile, load_published
+
+MAX_MATRIX = 20
+"""Classes that a confusion matrix is shown for."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +89,33 @@ def evaluation_json(published: Published, measured: Evaluation) -> dict[str, Any
     }
 
 
-def evaluation_table(published: Published, measured: Evaluation) -> Table:
-    """The confusion matrix with the accuracy of each class; for many classes without the matrix."""
+def evaluation_table(published: Published, measured: Evaluation, console: Console) -> Table:
+    """The confusion matrix with the accuracy of each class; without the matrix where that is too wide."""
+    table = _table(published, measured, matrix=len(published.task.spec.classes) <= MAX_MATRIX)
+    if console.measure(table).minimum > console.width or _is_cut(table, console):
+        table = _table(published, measured, matrix=False)
+    return table
+
+
+def _is_cut(table: Table, console: Console) -> bool:
+    """Whether rich would shorten cells to make the table fit."""
+    return table.__rich_measure__(console, console.options.update(width=10_000)).maximum > console.width
+
+
+def _table(published: Published, measured: Evaluation, *, matrix: bool) -> Table:
     classes = published.task.spec.classes
     accuracy = "–" if measured.accuracy is None else f"{measured.accuracy:.4f}"
     loss = "–" if measured.loss is None else f"{measured.loss:.4f}"
     table = Table(
         title=f"version {published.manifest.version}: accuracy {accuracy}, loss {loss} "
         f"on {measured.examples} examples",
-        caption="row: true class, column: predicted class",
+        caption="row: true class, column: predicted class" if matrix else None,
         title_justify="left",
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    columns = classes if len(classes) <= 20 else ()
+    columns = classes if matrix else ()
     table.add_column("class")
     for name in columns:
         table.add_column(Text(name), justify="right")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from p2pfl_state import taskfile
+from p2pfl_state import atomic, taskfile
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Manifest
 from p2pfl_state.taskfile import TaskFile
@@ -17,7 +17,7 @@ from p2pfl_train.aggregate import check_models
 from p2pfl_train.batches import Batches, size_of
 from p2pfl_train.checkpoint import Counters, Saved
 from p2pfl_train.config import TrainingOptions
-from p2pfl_train.errors import NetworkDown, WeightsRefused
+from p2pfl_train.errors import ModelError, NetworkDown, SourceNotAccepted, WeightsRefused
 from p2pfl_train.exchange import Exchange, Wish
 from p2pfl_train.learner import Learner, fresh_model, make_optimiser
 from p2pfl_train.report import CycleRecord
@@ -63,12 +63,12 @@ def receive_task(
     """
     known = taskfile.read_task(state.task)
     if known is not None:
-        return join_task(source.options, known, source.accepted)
+        return _join(state, source, known)
     give_up_at_s = time.monotonic() + timeout_s
     while not stop():
         received = _ask_for_task(state, exchange, record)
         if received is not None:
-            return join_task(source.options, received, source.accepted)
+            return _join(state, source, received)
         if time.monotonic() >= give_up_at_s:
             raise NetworkDown(
                 f"no peer offered a task within {timeout_s:g} s: start a peer with data first, "
@@ -76,6 +76,15 @@ def receive_task(
             )
         exchange.pause(JOIN_PAUSE_S, stop)
     return None
+
+
+def _join(state: StateDir, source: TaskSource, file: TaskFile) -> Task:
+    """`join_task`; code that is not accepted is laid down to be read, never to be run from there."""
+    try:
+        return join_task(source.options, file, source.accepted)
+    except SourceNotAccepted as error:
+        atomic.write_bytes(state.received_source, error.source.encode())
+        raise ModelError(f"{error}; it lies in {state.received_source}") from None
 
 
 def _ask_for_task(state: StateDir, exchange: Exchange, record: CycleRecord) -> TaskFile | None:

@@ -47,6 +47,11 @@ __all__ = [
 ]
 
 
+LARGE_COLUMN = 10.0
+"""A mean or spread above this is not what a network's first layer expects. A guess."""
+SHOWN_COLUMNS = 8
+
+
 @dataclass(frozen=True)
 class TaskOptions:
     """What the user chose; texts as they were typed."""
@@ -262,10 +267,27 @@ def describe(task: Task) -> RenderableType:
     name = f"{task.data_name}: " if isinstance(task, ClassificationTask) else ""
     labels = shown([spec.classes[label] for label in task.labels_held if label < len(spec.classes)])
     lines.append(f"{name}{train} training examples of {labels or 'all'}, {evaluation} to evaluate on")
+    if isinstance(task.train, Examples) and (hint := _scale_hint(task.train, spec)) is not None:
+        lines.append(hint)
     text = Text("\n".join(lines))
     if isinstance(task, ClassificationTask) and task.held is not None:
         return Group(text, partition.table(task.held, spec.classes, task.shard))
     return text
+
+
+def _scale_hint(train: Examples, spec: TaskSpec) -> str | None:
+    """For columns far from 0 and 1, with which training hardly moves; it says nothing to other peers."""
+    if len(spec.input_shape) != 1 or spec.preprocessing or not len(train):
+        return None
+    std, mean = torch.std_mean(train.x, dim=0, correction=0)
+    if float(torch.maximum(mean.abs(), std).max()) <= LARGE_COLUMN:
+        return None
+    columns = zip(mean.tolist(), std.tolist(), strict=True)
+    means, stds = zip(*((f"{m:.3g}", f"{s or 1.0:.3g}") for m, s in columns), strict=True)
+    example = (
+        f"--mean {','.join(means)} --std {','.join(stds)}" if len(means) <= SHOWN_COLUMNS else "--mean, --std"
+    )
+    return f"values this large learn badly: scale the columns, the same at all peers ({example})"
 
 
 def _size(dataset: Any) -> int:

@@ -104,7 +104,8 @@ def run(options: pairs.PairOptions, signals: StopSignals) -> int:
         raise failure
     final = watcher.look().final
     if final is not None:
-        accuracies = _accuracies(final.accuracy_trained, final.accuracy_averaged)
+        seen = watcher.figures  # measured at the end, or else the last that was
+        accuracies = _accuracies(seen.accuracy_trained, seen.accuracy_averaged)
         say(f"stopped after cycle {final.cycle}, {accuracies}")
     return 0
 

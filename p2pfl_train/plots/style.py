@@ -111,7 +111,7 @@ class Clock:
 
     def label(self, axes: Axes) -> None:
         name = {"s": "seconds", "min": "minutes", "h": "hours"}[self.unit]
-        axes.set_xlabel(f"time since the first measurement ({name})")
+        axes.set_xlabel(f"time since the first start ({name})")
         end = float(self([self.origin + self.length_s])[0]) or 1.0
         axes.set_xlim(-0.01 * end, 1.02 * end)
 

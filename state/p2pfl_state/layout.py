@@ -54,6 +54,10 @@ class StateDir:
         return self.root / "trainer.safetensors"
 
     @property
+    def received_source(self) -> Path:
+        return self.root / "received.py"
+
+    @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -198,3 +199,50 @@ def test_a_stop_while_libraries_are_loaded_is_clean(processes: Processes, tmp_pa
     wait_for(lambda: "libtorch" in maps.read_text(), what="torch on its way in")
     assert not state.trainer_lock.exists(), "it has not begun"
     assert trainer.stop() == 0
+
+
+def test_peers_that_cannot_be_averaged_say_so(processes: Processes, tmp_path: Path) -> None:
+    first, second = chain(processes, tmp_path, 2)
+    trainers = [
+        processes.start_trainer(first.state.root, "--data", "digits"),
+        processes.start_trainer(second.state.root, "--data", "digits", "--model", "paper-cnn"),
+    ]
+    for trainer in trainers:
+        trainer.wait_output("nothing to average: 1 peers are here and train another task")
+    assert [trainer.stop() for trainer in trainers] == [0, 0]
+    assert trainers[0].output().count("nothing to average") == 1
+
+
+def test_code_from_the_network_is_laid_down_to_be_read(processes: Processes, tmp_path: Path) -> None:
+    first, second = chain(processes, tmp_path, 2)
+    source = (
+        "from torch import nn\n\n\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self) -> None:\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    (tmp_path / "mynet.py").write_text(source)
+    teacher = processes.start_trainer(
+        first.state.root, "--data", "digits", "--model", f"{tmp_path}/mynet.py:Net", "--cycles", "2"
+    )
+    assert teacher.wait() == 0
+    newcomer = processes.start_trainer(second.state.root)
+    assert newcomer.wait() == 7
+    assert "which is not accepted" in newcomer.output()
+    assert second.state.received_source.read_text() == source
+    digest = hashlib.sha256(source.encode()).hexdigest()
+    accepting = processes.start_trainer(second.state.root, "--accept-arch", digest)
+    wait_version(second.state, 1)
+    assert accepting.stop() == 0
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(processes: Processes, tmp_path: Path) -> None:
+    daemon = processes.start_daemon(tmp_path / "peer")
+    for command in ("status", "peers"):
+        line = [sys.executable, "-m", "p2pfl_net", command, "--state", str(daemon.state.root), "--json"]
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as reader:
+            assert reader.stdout is not None
+            assert reader.stderr is not None
+            reader.stdout.close()
+            assert reader.stderr.read() == b""
+            assert reader.wait() == 141

@@ -258,3 +258,17 @@ def test_class_names_are_printed_as_they_are(capsys: Capture, tmp_path: Path) ->
     assert code == 0
     assert "[/x]" in out
     assert "cat [old]" in out
+
+
+def test_the_accuracy_of_each_class_fits_any_terminal(
+    capsys: Capture, trained: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for width, has_matrix in ((80, True), (40, False)):
+        monkeypatch.setattr(command, "LOG_WIDTH", width)
+        code, out, _ = call(capsys, "evaluate", "--state", trained.root)
+        assert code == 0
+        assert "…" not in out
+        assert ("column: predicted" in out) is has_matrix
+        rows = [line.split() for line in out.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
+        assert [row[0] for row in rows] == list("0123456789")
+        assert all(0.5 < float(row[-1]) <= 1 for row in rows)

@@ -87,7 +87,7 @@ def test_no_daemon_within_its_time_is_a_clear_error(
     state: StateDir, exchange: Exchange, clock: Clock
 ) -> None:
     clock.on_read_s = BOOT_PATIENCE_S / 3
-    with pytest.raises(NetworkDown, match="p2pfl-net serve --state"):
+    with pytest.raises(NetworkDown, match="p2pfl-net serve --port PORT --state"):
         exchange.wait_for_boot()
 
 

@@ -429,3 +429,26 @@ def test_real_mnist_files_make_the_papers_task(tmp_path: Path) -> None:
     assert sum(p.numel() for p in task.build_model().parameters()) == 1_625_866
     assert len(examples(task)) == 28
     assert len(examples(task, "evaluation")) == 10
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        ([(0.0, 1.0), (3.0, 2.0)], None),
+        ([(50.0, 0.0), (2.0, 0.0)], "--mean 50,2 --std 1,1"),
+        ([(50.0, 10.0)] * 9, "(--mean, --std)"),
+    ],
+)
+def test_columns_of_large_values_are_told_how_to_scale(
+    tmp_path: Path, columns: list[tuple[float, float]], hint: str | None
+) -> None:
+    sign = np.where(np.arange(400) % 4 < 2, 1.0, -1.0)
+    np.savez(
+        tmp_path / "a.npz",
+        x=np.stack([mean + std * sign for mean, std in columns], axis=1),
+        y=np.arange(400) % 2,
+    )
+    said = io.StringIO()
+    Console(file=said, width=200).print(describe(build_task(TaskOptions(data=str(tmp_path / "a.npz")))))
+    assert ("learn badly" in said.getvalue()) is (hint is not None)
+    assert hint is None or hint in said.getvalue()
