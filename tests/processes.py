@@ -30,7 +30,12 @@ PATIENCE_S = 60.0
 """How long a condition may take: far above what an idle machine needs, for a busy one."""
 LOOK_S = 0.02
 SHOWN_CHARACTERS = 4000
-QUIET: Mapping[str, str] = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+QUIET: Mapping[str, str] = {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "1",
+    "NO_COLOR": "1",
+    "PYTHONDONTWRITEBYTECODE": "",  # hundreds of processes should not each compile the sources anew
+}
 
 
 def wait_for(

@@ -173,7 +173,7 @@ def test_time_axis_counts_from_the_first_line_of_any_peer(tmp_path: Path, figure
         [0.0, 10.0],
         [40.0, 60.0],
     ]
-    assert figure.axes[0].get_xlabel() == "time since the first measurement (seconds)"
+    assert figure.axes[0].get_xlabel() == "time since the first start (seconds)"
 
 
 @pytest.mark.parametrize(
