@@ -92,7 +92,7 @@ def evaluation_json(published: Published, measured: Evaluation) -> dict[str, Any
 def evaluation_table(published: Published, measured: Evaluation, console: Console) -> Table:
     """The confusion matrix with the accuracy of each class; without the matrix where that is too wide."""
     table = _table(published, measured, matrix=len(published.task.spec.classes) <= MAX_MATRIX)
-    if console.measure(table).minimum > console.width or _is_cut(table, console):
+    if _is_cut(table, console):
         table = _table(published, measured, matrix=False)
     return table
 

@@ -18,7 +18,7 @@ def test_each_line_is_a_peer_with_its_shard() -> None:
         "# the lab",
         "",
         "lab1",
-        "ann@lab2:2222 port=8001 dir=~/work/p2pfl 'args=--local-steps 20 --fan-out 8'  # the slow one",
+        "ann@lab2:2222 port=8001 dir=~/p2pfl-b 'args=--local-steps 20 --fan-out 8'  # the slow one",
         "[fd00::3] data=mnist shard=none address=lab3.example:9000",
     ]
     first, second, third = parse_hosts(lines, {"data": "digits"}, "hosts.txt")
