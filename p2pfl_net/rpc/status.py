@@ -47,13 +47,26 @@ def failure_of(error: grpc.RpcError, timeout_s: float) -> PeerFailed:
         # said by our own end of the call: the peer is not busy, it breaks the protocol
         return PeerFailed(FailureKind.INVALID, f"sends more in one message than allowed ({details})")
     if code is grpc.StatusCode.UNAVAILABLE:
-        if "refused" in details.lower():
-            details = "connection refused"
-        elif "http1" in details.lower() or "settings frame" in details.lower():
-            details = "something answers there, but not a p2pfl peer"
+        details = _unconnected_reason(details)
     elif kind is FailureKind.INCOMPATIBLE and code is not grpc.StatusCode.INVALID_ARGUMENT:
         details = f"something answers there, but not a p2pfl peer ({code.name}: {details})"
     return PeerFailed(kind, details)
+
+
+def _unconnected_reason(details: str) -> str:
+    """gRPC's words for a connection that did not come about, in a person's.
+
+    Who accepts a connection and says nothing may well be a peer, stopped or swamped: only what speaks
+    another protocol is none.
+    """
+    said = details.lower()
+    if "refused" in said:
+        return "connection refused"
+    if "timed out before receiving settings frame" in said:
+        return "no answer: something listens there, but says nothing"
+    if "parsing http/2" in said:
+        return "something answers there, but not a p2pfl peer"
+    return details
 
 
 def is_unconnected(error: grpc.RpcError) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Generator
 from typing import cast
@@ -31,6 +32,43 @@ def test_no_channel_to_nobody_is_kept() -> None:
     assert caught.value.kind is FailureKind.UNREACHABLE
     assert not client._channels._open, "gRPC would go on dialling"
     client.close()
+
+
+def refusal_of(address: Address, timeout_s: float) -> PeerFailed:
+    """Why a ping there fails."""
+    client = MembershipClient()
+    ping = Ping(Sender(Record(SOMEBODY, 1, Status.ALIVE, ())), SOMEBODY, address)
+    with pytest.raises(PeerFailed) as caught:
+        client.call(address, ping, timeout_s)
+    client.close()
+    return caught.value
+
+
+@pytest.mark.parametrize("timeout_s", [0.3, LONG_S])
+def test_who_says_nothing_may_be_a_peer_whoever_gives_up_first(timeout_s: float) -> None:
+    """The call's own time-out, or gRPC's attempt to connect."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        failure = refusal_of(Address("127.0.0.1", silent.getsockname()[1]), timeout_s)
+    assert failure.kind is FailureKind.UNREACHABLE
+    assert "no answer" in str(failure)
+    assert "not a p2pfl peer" not in str(failure)
+
+
+def test_who_speaks_another_protocol_is_no_peer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.2p1\r\n")
+                while connection.recv(1024):
+                    pass
+
+        greeter = threading.Thread(target=greet)
+        greeter.start()
+        failure = refusal_of(Address("127.0.0.1", server.getsockname()[1]), LONG_S)
+        greeter.join()
+    assert "not a p2pfl peer" in str(failure)
 
 
 def test_a_question_for_a_task_is_cancelled_like_a_transfer() -> None:
