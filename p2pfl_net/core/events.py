@@ -140,9 +140,10 @@ class Start:
     """The daemon listens; join through `boot`, or be the first peer."""
 
     boot: tuple[Address, ...]
+    """One of them must answer within `boot_timeout_s`, unless they are this peer itself."""
     boot_timeout_s: float
-    required: bool = True
-    """Whether one of `boot` must answer. If not, each is tried once (peers of an earlier life)."""
+    remembered: tuple[Address, ...] = ()
+    """Peers that an earlier life knew: asked where no boot peer is named, or none answers for a while."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ class Membership:
 
     def start(self, event: Start, now: float) -> list[Output]:
         self._next_probe_at = now + self._params.probe_interval_s * self._random.random()
-        if event.boot:
+        if event.boot or event.remembered:
             self._boot = BootAttempts.begin(event, self._params, now)
             self._send_join(now)
         else:
@@ -153,7 +153,7 @@ class Membership:
             return []
         match pending.purpose:
             case Purpose.JOIN:
-                self._retry_boot(f"{pending.address}: {event.reason}", now)
+                self._retry_boot(pending.address, f"{pending.address}: {event.reason}", now)
             case Purpose.PROBE if event.kind is not FailureKind.BUSY:  # who is busy is there
                 self._give_up_on(pending, now)
             case _:
@@ -184,46 +184,51 @@ class Membership:
     def _send_join(self, now: float) -> None:
         boot = self._boot
         assert boot is not None
-        if now >= boot.deadline:
+        address = boot.next(now)
+        if address is None:
             self._end_boot()
             return
-        address = boot.current()
         # the receiver drops what it has no use for; that a name means this machine, only it can see
         to_loopback = address.is_loopback or parse_ip(address.host) is None
         sender = self._sender(to_loopback=to_loopback, with_candidates=True)
         timeout_s = min(self._params.join_timeout_s, max(0.05, boot.deadline - now))
         self._requests.send(Pending(Purpose.JOIN, address), Join(sender, address), timeout_s)
 
-    def _retry_boot(self, reason: str, now: float) -> None:
+    def _retry_boot(self, address: Address, reason: str, now: float) -> None:
         if self._boot is None:
             return
-        self._next_boot_at = self._boot.failed(reason, now)
+        self._next_boot_at = self._boot.failed(address, reason, now)
         if self._next_boot_at is None:
             self._end_boot()
 
     def _end_boot(self) -> None:
         """Nobody answered: a failure, or a peer that stands alone for now."""
-        assert self._boot is not None
-        self._out.append(BootFailed(self._boot.reason) if self._boot.required else Joined(first=True))
+        boot = self._boot
+        assert boot is not None
         self._boot = None
         self._next_boot_at = None
+        if not boot.joined:
+            self._out.append(BootFailed(boot.reason) if boot.named else Joined(first=True))
 
     def _enter(self, address: Address, reply: JoinReply, now: float) -> None:
-        """The boot peer answered: the network is up."""
+        """Somebody answered our join: the network is up."""
         boot = self._boot
         if boot is None:
             return
-        if reply.sender.record.peer_id == self.me.peer_id and boot.forget(address):
+        if reply.sender.record.peer_id == self.me.peer_id:
+            boot.forget(address, now)
             self._send_join(now)
             return
-        self._boot = None
-        if boot.addresses:
-            self._reach.observed(reply.observed_host)
-            over_loopback = is_loopback(reply.observed_host)
-            self._known.hear(reply.sender, reply.records, now, over_loopback=over_loopback)
-            self._note_route(reply.sender.record.peer_id, address)
-            self._dial_back(reply.sender, reply.sender.candidates, over_loopback=over_loopback)
-        self._out.append(Joined(first=not boot.addresses))
+        self._reach.observed(reply.observed_host)
+        over_loopback = is_loopback(reply.observed_host)
+        self._known.hear(reply.sender, reply.records, now, over_loopback=over_loopback)
+        self._note_route(reply.sender.record.peer_id, address)
+        self._dial_back(reply.sender, reply.sender.candidates, over_loopback=over_loopback)
+        if not boot.joined:
+            self._out.append(Joined(first=False))
+        self._next_boot_at = boot.answered(address, now)
+        if self._next_boot_at is None:
+            self._boot = None
 
     def _answer_join(self, event: Received, joiner: Sender, now: float) -> None:
         over_loopback = is_loopback(event.host)

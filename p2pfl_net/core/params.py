@@ -40,6 +40,11 @@ class Params:
     boot_backoff_s: float = 0.1
     """First pause between attempts at the boot peers; doubles up to `boot_backoff_max_s`."""
     boot_backoff_max_s: float = 2.0
+    remembered_after_s: float = 3.0
+    """How long boot peers are asked alone before peers of an earlier life are asked too. A guess: longer than
+    the daemons of a lab need that start together."""
+    remembered_timeout_s: float = 5.0
+    """How long a peer without a boot peer tries those of its earlier life before it stands alone."""
     candidate_offers: int = 10
     """Probes that ask to have our unconfirmed addresses dialled, after the start and after each doubt
     about us. A guess: enough that lost messages never leave a peer without its best address."""

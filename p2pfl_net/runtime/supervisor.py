@@ -33,9 +33,6 @@ from p2pfl_net.runtime.published import PublishedModel
 from p2pfl_net.runtime.rounds import RoundFiles
 from p2pfl_net.runtime.statedir import EventLog, TrainerWatch, peers_value, remembered_addresses
 
-REMEMBERED_TIMEOUT_S = 5.0
-"""How long a first peer tries the peers of its earlier life before it stands alone."""
-
 
 class Daemon:
     """The daemon around the core: it owns the state directory's daemon side."""
@@ -121,9 +118,7 @@ class Daemon:
         self._say(f"peer {me[:16]} listens on {config.host} port {port}, state {self._state.root}")
         self.note("started", {"peer": me, "port": port, "pid": os.getpid(), "instance": self._instance})
         remembered = tuple(a for a in remembered_addresses(self._state) if a not in config.boot)
-        required = bool(config.boot)
-        boot_timeout_s = config.boot_timeout_s if required else REMEMBERED_TIMEOUT_S
-        driver.post(Start(config.boot + remembered, boot_timeout_s, required))
+        driver.post(Start(config.boot, config.boot_timeout_s, remembered))
 
     def _damage_found(self, driver: Driver, reason: str) -> None:
         """From the watch's thread, which must not end by a full disk: the driver's ends the daemon."""

@@ -176,8 +176,10 @@ class Network:
         self.peers.append(peer)
         return peer
 
-    def start(self, peer: Peer, *boot: Address, timeout_s: float = 30.0, required: bool = True) -> Peer:
-        self.handle(peer, Start(boot, timeout_s, required))
+    def start(
+        self, peer: Peer, *boot: Address, timeout_s: float = 30.0, remembered: tuple[Address, ...] = ()
+    ) -> Peer:
+        self.handle(peer, Start(boot, timeout_s, remembered))
         return peer
 
     def address(self, peer: Peer) -> Address:

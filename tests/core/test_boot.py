@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
+from random import Random
 
 import pytest
 
@@ -127,7 +129,7 @@ def test_two_peers_that_boot_to_each_other_both_join() -> None:
 
 def test_remembered_peers_are_tried_once_each_and_then_it_stands_alone() -> None:
     network = Network(1)
-    peer = network.start(network.peer("peer"), NOWHERE, ELSEWHERE, timeout_s=5.0, required=False)
+    peer = network.start(network.peer("peer"), remembered=(NOWHERE, ELSEWHERE))
     assert network.run_until(lambda: bool(verdicts(peer)), 1.0) is not None
     assert verdicts(peer) == [Joined(first=True)]
     assert [address for _, address in joins(peer)] == [NOWHERE, ELSEWHERE]
@@ -139,7 +141,7 @@ def test_remembered_peers_that_are_silent_do_not_end_the_daemon() -> None:
     for peer in silent:
         peer.frozen = True
     alone = network.peer("alone")
-    network.start(alone, *map(network.address, silent), timeout_s=5.0, required=False)
+    network.start(alone, remembered=tuple(map(network.address, silent)))
     assert network.run_until(lambda: bool(verdicts(alone)), 5.1) is not None
     assert verdicts(alone) == [Joined(first=True)]
 
@@ -147,7 +149,7 @@ def test_remembered_peers_that_are_silent_do_not_end_the_daemon() -> None:
 def test_a_remembered_peer_that_lives_is_joined() -> None:
     network = Network(1)
     old = network.start(network.peer("old"))
-    network.start(network.peer("peer"), NOWHERE, network.address(old), timeout_s=5.0, required=False)
+    network.start(network.peer("peer"), remembered=(NOWHERE, network.address(old)))
     assert network.run_until(network.converged, 1.0) is not None
 
 
@@ -187,18 +189,89 @@ def test_a_boot_peer_that_is_stopping_is_asked_again() -> None:
 
 def test_every_boot_peer_gets_its_turn_after_one_was_struck() -> None:
     attempts = BootAttempts.begin(Start((NOWHERE, ELSEWHERE), 10.0), Params(), 0.0)
-    assert attempts.failed("no", 0.0) == 0.0
-    assert attempts.current() == ELSEWHERE
-    assert attempts.forget(NOWHERE)
-    assert attempts.current() == ELSEWHERE
-    assert attempts.failed("busy", 9.99) == 10.0, "never past the deadline"
-    assert not attempts.forget(ELSEWHERE)
+    assert attempts.next(0.0) == NOWHERE
+    attempts.forget(NOWHERE, 0.0)
+    assert attempts.next(0.0) == ELSEWHERE
+    assert attempts.failed(ELSEWHERE, "busy", 0.0) == Params().boot_backoff_s
+    assert attempts.next(1.0) == ELSEWHERE
+
+
+def test_no_attempt_is_made_that_is_too_short_to_tell_anything() -> None:
+    attempts = BootAttempts.begin(Start((NOWHERE,), 10.0), Params(), 0.0)
+    assert attempts.next(0.0) == NOWHERE
+    assert attempts.failed(NOWHERE, "busy", 9.7) == 10.0
+    assert attempts.next(10.0) is None
+
+
+# peers of an earlier life --------------------------------------------------------------------------
+
+
+def test_a_peer_that_boots_to_itself_asks_those_it_knew_and_then_stands_alone() -> None:
+    network = Network(1)
+    peer = network.peer("peer")
+    network.start(peer, network.address(peer), remembered=(NOWHERE, ELSEWHERE))
+    assert network.run_until(lambda: bool(verdicts(peer)), 5.1) is not None
+    assert verdicts(peer) == [Joined(first=True)]
+    assert [address for _, address in joins(peer)] == [network.address(peer), NOWHERE, ELSEWHERE]
+
+
+def test_a_boot_peer_that_is_late_is_waited_for_although_the_old_network_lives() -> None:
+    network = Network(1)
+    old, late = network.start(network.peer("old")), network.peer("late")
+    network.kill(late)
+    remembered = (network.address(old),)
+    peer = network.start(network.peer("peer"), network.address(late), remembered=remembered)
+    network.run(network.params.remembered_after_s / 2)
+    late = network.start(network.peer("late again", late.machine))
+    assert network.run_until(lambda: bool(verdicts(peer)), 2.0) is not None
+    assert peer.view == {late.id}
+
+
+def test_a_boot_peer_that_is_gone_is_replaced_and_still_asked() -> None:
+    network = Network(1)
+    old, gone = network.start(network.peer("old")), network.peer("gone")
+    network.kill(gone)
+    remembered = (network.address(old),)
+    peer = network.start(network.peer("peer"), network.address(gone), remembered=remembered)
+    assert network.run_until(lambda: bool(verdicts(peer)), 6.0) is not None
+    assert peer.view == {old.id}
+    back = network.start(network.peer("back", gone.machine))
+    assert network.run_until(network.converged, 5.0) is not None
+    assert old.view == {peer.id, back.id}
+    network.run(60.0)
+    assert verdicts(peer) == [Joined(first=False)]
+
+
+def test_a_failure_names_a_boot_peer_and_nobody_that_the_user_never_named() -> None:
+    network = Network(1)
+    peer = network.start(network.peer("peer"), NOWHERE, timeout_s=10.0, remembered=(ELSEWHERE,))
+    network.run(11.0)
+    assert verdicts(peer) == [BootFailed(f"{NOWHERE}: connection refused")]
+    assert ELSEWHERE in {address for _, address in joins(peer)}
+
+
+@pytest.mark.parametrize("count", [6, 20])
+def test_a_network_whose_power_comes_back_is_one_network(count: int) -> None:
+    for seed in range(20):
+        network = Network(seed)
+        peers = [network.peer(f"peer {number}") for number in range(count)]
+        random = Random(seed)
+        for number, peer in enumerate(peers):
+            others = [network.address(other) for other in peers if other is not peer]
+            boot = [network.address(peers[number - 1])] if number else []
+            del peer.machine.listeners[peer.port]  # until it starts
+            listen = partial(peer.machine.listeners.update, {peer.port: peer})
+            start = Start(tuple(boot), 30.0, tuple(random.sample(others, 5)))
+            at_s = random.uniform(0.0, 1.0)
+            network.at(at_s, listen)
+            network.at(at_s, partial(network.handle, peer, start))
+        assert network.run_until(network.converged, 10.0) is not None, f"seed {seed}"
 
 
 def test_the_verdict_comes_also_while_an_attempt_hangs_in_a_name_server() -> None:
     params = Params()
     node = Network(1).peer("peer").node
-    begun = node.handle(Start((Address("lab1", 8000),), 5.0, True), 0.0)
+    begun = node.handle(Start((Address("lab1", 8000),), 5.0), 0.0)
     assert [type(out.message) for out in begun if isinstance(out, Send)] == [Join]
     now, verdict = 0.0, None
     while verdict is None and (due := node.wakeup()) is not None and due < 60.0:
