@@ -1,9 +1,9 @@
 """Which models to fetch from whom: one round at a time, in parallel, with replacements.
 
 The subset is uniform over the candidates: they are shuffled once and taken in that order. A peer that
-fails is replaced by the next; one that is slow keeps its fetch, but the next is asked beside it, and
-whoever finishes first counts; one that has gone silent is given up when there is no room beside it. A
-round is always answered, at its deadline at the latest.
+fails is replaced by the next; one that is slow keeps its fetch, but another may be asked beside it, and
+whoever finishes first counts; one that has gone silent is given up when there is no room beside it. What
+is slow, and whose fault it is, `pace` says. A round is always answered, at its deadline at the latest.
 """
 
 from __future__ import annotations
@@ -27,34 +27,48 @@ from p2pfl_net.core.events import (
     Output,
 )
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
+from p2pfl_net.core.pace import Pace, Transfer
 from p2pfl_net.core.params import Params
-
-
-@dataclass(slots=True)
-class _Active:
-    """A fetch under way."""
-
-    peer_id: PeerId
-    started: float
-    progressed_at: float
-    slow: bool = False
 
 
 @dataclass(slots=True)
 class _Round:
     ask: Ask
     task: TaskDigest
-    started: float
-    deadline: float
+    pace: Pace
     addresses: Mapping[PeerId, tuple[Address, ...]]
     peers: int
     untried: list[PeerId]
     """Shuffled; taken from the end."""
     busy: list[tuple[float, PeerId]] = field(default_factory=list)
     """When to ask a busy peer again, soonest first."""
-    active: dict[FetchId, _Active] = field(default_factory=dict)
+    active: dict[FetchId, Transfer] = field(default_factory=dict)
     done: list[FetchId] = field(default_factory=list)
     failed: dict[PeerId, str] = field(default_factory=dict)
+    link_is_slow: bool = False
+    """Whether somebody else was tried and was no faster."""
+    most: int = 1
+    """Fetches that may run at once."""
+    given_up: int = 0
+    """Models that the link cannot bring in time."""
+    given_up_silent: int = 0
+    """Fetches that made room for others."""
+    ended_bytes: int = 0
+    """What came of fetches that are over."""
+
+    @property
+    def missing(self) -> int:
+        """How many models are still to come."""
+        return self.ask.fan_out - self.given_up - len(self.done)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.active) >= self.most
+
+    @property
+    def heard_of(self) -> int:
+        """Fetches under way that are not silent."""
+        return sum(not transfer.silent for transfer in self.active.values())
 
 
 class Collector:
@@ -74,13 +88,13 @@ class Collector:
         current = self._round
         if current is None:
             return None
-        times = [current.deadline]
+        times = [current.pace.deadline]
         crowded = self._is_crowded(current)
-        times.extend(
-            active.progressed_at + self._params.stall_s
-            for active in current.active.values()
-            if crowded or not active.slow
-        )
+        for transfer in current.active.values():
+            if not transfer.silent:
+                times.append(transfer.silent_from(self._params.stall_s))
+            elif crowded:
+                times.append(self._gone_from(current, transfer))
         if current.busy and self._has_room(current):
             times.append(current.busy[0][0])
         return min(times)
@@ -106,49 +120,45 @@ class Collector:
             return self._take_outputs()
         order = sorted(candidates)
         self._random.shuffle(order)
-        self._round = _Round(event, task, now, now + event.deadline_s, candidates, peers, order)
+        pace = Pace(now, now + event.deadline_s, self._params.stall_s)
+        most = min(2 * event.fan_out, self._params.max_fetches)
+        self._round = _Round(event, task, pace, candidates, peers, order, most=most)
         self._advance(now)
         return self._take_outputs()
 
     def progressed(self, event: FetchProgressed, now: float) -> list[Output]:
-        active = self._active(event.fetch)
-        if active is None or self._round is None:
+        transfer = self._active(event.fetch)
+        if transfer is None or self._round is None:
             return []
-        active.progressed_at = now
-        if event.received_bytes > 0:  # the header alone says nothing of the rate
-            expected_s = (now - active.started) * event.size_bytes / event.received_bytes
-            active.slow = active.started + expected_s > self._round.deadline
+        transfer.progress(event.received_bytes, event.size_bytes, now)
         self._advance(now)
         return self._take_outputs()
 
     def finished(self, event: FetchFinished, now: float) -> list[Output]:
         if self._active(event.fetch) is None or self._round is None:
             return []
-        del self._round.active[event.fetch]
+        self._round.ended_bytes += self._round.active.pop(event.fetch).size_bytes
         self._round.done.append(event.fetch)
         self._advance(now)
         return self._take_outputs()
 
     def failed(self, event: FetchFailed, now: float) -> list[Output]:
-        active = self._active(event.fetch)
-        if active is None or self._round is None:
+        transfer = self._active(event.fetch)
+        if transfer is None or self._round is None:
             return []
-        del self._round.active[event.fetch]
         if event.kind is FailureKind.INVALID:
-            self._offend(active.peer_id)
+            self._offend(transfer.peer_id)
         if event.kind is FailureKind.BUSY:
-            self._round.busy.append((now + self._params.busy_retry_s, active.peer_id))
-        self._round.failed[active.peer_id] = event.reason
-        self._out.append(Note("fetch_failed", {"peer": active.peer_id, "reason": event.reason}))
+            self._round.busy.append((now + self._params.busy_retry_s, transfer.peer_id))
+        self._drop(self._round, event.fetch, event.reason)
         self._advance(now)
         return self._take_outputs()
 
     def tick(self, now: float) -> list[Output]:
         current = self._round
         if current is not None:
-            for active in current.active.values():
-                if now >= active.progressed_at + self._params.stall_s:
-                    active.slow = True
+            for transfer in current.active.values():
+                transfer.silent = now >= transfer.silent_from(self._params.stall_s)
             self._advance(now)
         return self._take_outputs()
 
@@ -159,75 +169,107 @@ class Collector:
             self._round = None
         return self._take_outputs()
 
-    def _active(self, fetch: FetchId) -> _Active | None:
+    def _active(self, fetch: FetchId) -> Transfer | None:
         return None if self._round is None else self._round.active.get(fetch)
 
     def _offend(self, peer_id: PeerId) -> None:
         if peer_id in self.offences or len(self.offences) < self._params.max_peers:
             self.offences[peer_id] += 1
 
-    def _wants_more(self, current: _Round) -> bool:
-        """Whether one more fetch should run beside the slow ones."""
-        wanted = current.ask.fan_out - len(current.done)
-        return sum(not active.slow for active in current.active.values()) < wanted
-
     def _has_room(self, current: _Round) -> bool:
-        """Whether one more fetch may start: up to twice the fan-out run at once."""
-        return self._wants_more(current) and len(current.active) < 2 * current.ask.fan_out
+        """Whether one more fetch may start: in place of one that failed or is silent, or on trial."""
+        if current.is_full:
+            return False
+        return current.heard_of < current.missing or self._may_try_out(current)
+
+    def _may_try_out(self, current: _Round) -> bool:
+        """Whether a substitute may show if somebody is faster than those that come too late."""
+        pace, transfers = current.pace, current.active.values()
+        on_time = sum(not transfer.silent and not pace.is_late(transfer) for transfer in transfers)
+        if not current.untried or on_time >= current.missing:
+            return False
+        return not current.link_is_slow and not any(map(pace.is_on_trial, transfers))
 
     def _is_crowded(self, current: _Round) -> bool:
-        """Whether an untried peer waits for one of the slow to make room."""
-        full = len(current.active) >= 2 * current.ask.fan_out
-        return full and bool(current.untried) and self._wants_more(current)
+        """Whether an untried peer waits for one of the silent to make room."""
+        return current.is_full and bool(current.untried) and current.heard_of < current.missing
 
     def _make_room(self, current: _Round, now: float) -> bool:
         """Gives up the fetch that has been silent longest, if it stands in the way of an untried peer."""
         if not self._is_crowded(current):
             return False
-        silent = [
-            (active.progressed_at, fetch)
-            for fetch, active in current.active.items()
-            if now >= active.progressed_at + self._params.stall_s
+        gone = [
+            (transfer.progressed_at, fetch)
+            for fetch, transfer in current.active.items()
+            if transfer.silent and now >= self._gone_from(current, transfer)
         ]
-        if not silent:
+        if not gone:
             return False
-        fetch = min(silent)[1]
-        peer_id = current.active.pop(fetch).peer_id
-        reason = f"no byte for {self._params.stall_s:g} s"
-        current.failed[peer_id] = reason
-        self._out.append(CancelFetch(fetch))
-        self._out.append(Note("fetch_failed", {"peer": peer_id, "reason": reason}))
+        progressed_at, fetch = min(gone)
+        current.given_up_silent += 1
+        self._cancel(current, fetch, f"no byte for {now - progressed_at:.3g} s")
         return True
+
+    def _gone_from(self, current: _Round, transfer: Transfer) -> float:
+        """When a silent fetch is not waited for any longer if another peer could have its place. The more
+        were given up, the longer: perhaps all of them think before they answer."""
+        patience_s = self._params.stall_s * (1 + current.given_up_silent / current.ask.fan_out)
+        return max(transfer.silent_from(self._params.stall_s), transfer.progressed_at + patience_s)
+
+    def _give_up_hopeless(self, current: _Round, now: float) -> None:
+        """Lets the link bring what it can in time, once it is clear that nobody else brings more."""
+        pace, transfers = current.pace, current.active
+        if self._may_try_out(current) or any(map(pace.is_on_trial, transfers.values())):
+            return
+        hopeless = pace.hopeless(transfers.values(), current.ended_bytes, now)
+        for fetch in [fetch for fetch, transfer in transfers.items() if transfer in hopeless]:
+            self._cancel(current, fetch, "too slow for the deadline")
+        if hopeless:
+            current.given_up += max(0, current.missing - current.heard_of)
+
+    def _cancel(self, current: _Round, fetch: FetchId, reason: str) -> None:
+        self._drop(current, fetch, reason)
+        self._out.append(CancelFetch(fetch))
+
+    def _drop(self, current: _Round, fetch: FetchId, reason: str) -> None:
+        """Strikes a fetch that brought nothing."""
+        transfer = current.active.pop(fetch)
+        current.ended_bytes += transfer.received_bytes
+        current.failed[transfer.peer_id] = reason
+        self._out.append(Note("fetch_failed", {"peer": transfer.peer_id, "reason": reason}))
 
     def _advance(self, now: float) -> None:
         """Starts what should run now, and ends the round when it is over."""
         current = self._round
         assert current is not None
-        while now < current.deadline and (self._has_room(current) or self._make_room(current, now)):
+        deadline = current.pace.deadline
+        current.link_is_slow |= current.pace.is_link_slow(current.active.values())
+        self._give_up_hopeless(current, now)
+        while now < deadline and (self._has_room(current) or self._make_room(current, now)):
+            is_substitute = current.heard_of >= current.missing
             if current.untried:
                 peer_id = current.untried.pop()
             elif current.busy and current.busy[0][0] <= now:
                 _, peer_id = current.busy.pop(0)
             else:
                 break
-            self._fetch(current, peer_id, now)
-        complete = len(current.done) >= current.ask.fan_out
+            self._fetch(current, peer_id, now, is_substitute=is_substitute)
         exhausted = not (current.active or current.untried or current.busy)
-        if complete or exhausted or now >= current.deadline:
+        if current.missing <= 0 or exhausted or now >= deadline:
             self._end(current, now)
 
-    def _fetch(self, current: _Round, peer_id: PeerId, now: float) -> None:
+    def _fetch(self, current: _Round, peer_id: PeerId, now: float, *, is_substitute: bool) -> None:
         self._last_fetch += 1
         fetch = FetchId(self._last_fetch)
-        current.active[fetch] = _Active(peer_id, now, now)
+        current.active[fetch] = Transfer(peer_id, now, now, is_substitute)
         current.failed.pop(peer_id, None)
         addresses = current.addresses[peer_id]
-        timeout_s = current.deadline - now
+        timeout_s = current.pace.deadline - now
         self._out.append(Fetch(fetch, current.ask.round, peer_id, addresses, current.task, timeout_s))
 
     def _end(self, current: _Round, now: float) -> None:
-        late = {active.peer_id: "too slow for the deadline" for active in current.active.values()}
-        if len(current.done) >= current.ask.fan_out:
+        late = {transfer.peer_id: "too slow for the deadline" for transfer in current.active.values()}
+        if current.missing <= 0:
             late = {}
         failed = tuple({**current.failed, **late}.items())
         self._cancel_all(current)
@@ -239,7 +281,7 @@ class Collector:
                 failed=failed,
                 candidates=len(current.addresses),
                 peers=current.peers,
-                seconds=now - current.started,
+                seconds=now - current.pace.started,
             )
         )
 

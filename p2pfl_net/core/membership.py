@@ -252,8 +252,7 @@ class Membership:
 
     def _dial_back(self, sender: Sender, candidates: tuple[Address, ...], *, over_loopback: bool) -> None:
         """Pings a peer at addresses that it does not know to be reachable: the ping tells it."""
-        outstanding = self._requests.count(Purpose.DIAL_BACK)
-        room = max(0, 8 * self._params.max_addresses - outstanding)
+        room = max(0, self._params.max_dial_backs - self._requests.count(Purpose.DIAL_BACK))
         fresh = [
             candidate
             for candidate in dict.fromkeys(candidates)

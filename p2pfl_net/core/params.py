@@ -45,6 +45,8 @@ class Params:
     the daemons of a lab need that start together."""
     remembered_timeout_s: float = 5.0
     """How long a peer without a boot peer tries those of its earlier life before it stands alone."""
+    max_dial_backs: int = 8
+    """Dial-backs under way: fewer than there are threads for calls, for each may wait for a black hole."""
     candidate_offers: int = 10
     """Probes that ask to have our unconfirmed addresses dialled, after the start and after each doubt
     about us. A guess: enough that lost messages never leave a peer without its best address."""
@@ -52,8 +54,10 @@ class Params:
     """Peers told directly of a clean stop; gossip tells the rest. A guess."""
     goodbye_timeout_s: float = 0.8
     stall_s: float = 2.0
-    """A fetch without a byte for this long is slow: another peer is asked beside it. A guess: ten
-    times the longest pause seen between chunks on a saturated machine."""
+    """A fetch without a byte for this long is silent, unless its chunks take longer: another peer is asked
+    beside it. A guess: ten times the longest pause seen between chunks on a saturated machine."""
+    max_fetches: int = 32
+    """Fetches of a round that run at once: each has a thread."""
     busy_retry_s: float = 0.15
     """Pause before a peer that was too busy to serve is asked again when no other is left."""
     max_refusals_noted: int = 1000

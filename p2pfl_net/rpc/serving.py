@@ -60,9 +60,9 @@ def stream_model(me: PeerId, source: ModelSource, request: models.ModelRequest) 
 
 def _chunks(served: ServedFile, offset: int) -> Iterator[bytes]:
     """The bytes from `offset` on, each chunk in the wire form of its message."""
-    while offset < served.size_bytes:
-        chunk = os.pread(served.handle, models.CHUNK_BYTES, offset)
-        if not chunk:
+    for size in models.chunk_sizes(offset, served.size_bytes):
+        chunk = os.pread(served.handle, size, offset)
+        if len(chunk) < size:
             raise PeerFailed(FailureKind.LOCAL, "the published file became shorter")
-        yield models.chunk_prefix(len(chunk)) + chunk
-        offset += len(chunk)
+        yield models.chunk_prefix(size) + chunk
+        offset += size

@@ -49,6 +49,7 @@ from p2pfl_net.core.events import (
 )
 from p2pfl_net.core.ids import PeerId, TaskDigest
 from p2pfl_net.core.node import Node, PeerList
+from p2pfl_net.core.params import Params
 from p2pfl_net.errors import PeerFailed, RemoteError
 from p2pfl_net.rpc.client import MembershipClient
 from p2pfl_net.rpc.fetching import Cancellation
@@ -59,7 +60,8 @@ P = ParamSpec("P")
 
 MAX_QUEUED = 4096
 CALL_THREADS = 16
-FETCH_THREADS = 32
+FETCH_THREADS = Params.max_fetches + 1
+"""One for each fetch, and one for the deletion of old rounds."""
 REPLY_TIMEOUT_S = 2.0
 PROGRESS_PERIOD_S = 0.25
 PEERS_DELAY_S = 0.05

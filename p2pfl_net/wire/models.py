@@ -6,6 +6,7 @@ so the bytes are handed through (Protocol Buffers encoding, "length-delimited re
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -18,6 +19,7 @@ from p2pfl_net.core.ids import PeerId, TaskDigest
 from p2pfl_net.errors import MalformedMessage
 from p2pfl_net.wire.membership import decode_digest, decode_peer_id
 
+FIRST_CHUNK_BYTES = 64 << 10
 CHUNK_BYTES = 1 << 20
 MAX_CHUNK_BYTES = 2 << 20
 MAX_HAVE_WEIGHTS = 64
@@ -110,6 +112,16 @@ def decode_header(data: bytes) -> ModelHeader:
         offset=header.offset,
         not_modified=header.not_modified,
     )
+
+
+def chunk_sizes(offset: int, size_bytes: int) -> Iterator[int]:
+    """The sizes of the chunks from `offset` on: small ones first, so that a receiver sees soon how fast a
+    link is, each twice the one before up to `CHUNK_BYTES`."""
+    size = FIRST_CHUNK_BYTES
+    while offset < size_bytes:
+        yield min(size, size_bytes - offset)
+        offset += size
+        size = min(2 * size, CHUNK_BYTES)
 
 
 def chunk_prefix(length: int) -> bytes:

@@ -32,6 +32,8 @@ TASK = TaskDigest("7" * 64)
 OTHER_TASK = TaskDigest("8" * 64)
 PARAMS = Params()
 BAD = FailureKind.INVALID
+MATURE_S = PARAMS.stall_s
+"""When the pace of a fetch counts, in a round that is long."""
 
 
 def peers(count: int) -> dict[PeerId, tuple[Address, ...]]:
@@ -182,29 +184,58 @@ def test_a_stalled_peer_gets_a_substitute_and_may_still_win() -> None:
 
 def test_a_peer_that_would_miss_the_deadline_gets_a_substitute() -> None:
     rounds = Rounds(3, fan_out=1)
-    rounds.progress(0, 5, 1.0)  # 20 s in all, 10 are allowed
+    rounds.progress(0, 10, MATURE_S)  # 20 s in all, 10 are allowed
     assert len(rounds.fetches) == 2
-    rounds.finish(1, 1.2)
+    rounds.finish(1, 2.2)
     assert rounds.done[0].fetched == (rounds.fetches[1].fetch,)
     assert rounds.cancelled == [rounds.fetches[0].fetch]
 
 
+def test_a_pace_counts_once_it_has_been_measured_for_a_while() -> None:
+    rounds = Rounds(3, fan_out=1)
+    rounds.progress(0, 1, 0.9 * MATURE_S)
+    assert len(rounds.fetches) == 1
+
+
 def test_a_peer_that_catches_up_frees_no_third_start() -> None:
     rounds = Rounds(4, fan_out=1)
-    rounds.progress(0, 5, 1.0)
-    rounds.progress(0, 90, 2.0)
-    rounds.fail(1, now=2.1)
+    rounds.progress(0, 10, MATURE_S)
+    rounds.progress(0, 90, 3.0)
+    rounds.fail(1, now=3.1)
     assert len(rounds.fetches) == 2, "the first is on time again"
+
+
+def test_one_substitute_at_a_time_shows_whether_somebody_is_faster() -> None:
+    rounds = Rounds(20, fan_out=3)
+    for number in range(3):
+        rounds.progress(number, 10, MATURE_S)
+    assert len(rounds.fetches) == 4, "it is on trial"
+    rounds.progress(3, 50, 2 * MATURE_S)
+    assert len(rounds.fetches) == 5, "it is faster: so the next may be too"
+
+
+def test_when_the_substitute_is_late_as_well_it_is_our_link() -> None:
+    rounds = Rounds(20, fan_out=3)
+    for number in range(3):
+        rounds.progress(number, 10 + number, MATURE_S)
+    rounds.progress(3, 1, 2 * MATURE_S)
+    assert len(rounds.fetches) == 4, "one more would only make all of them slower"
+    assert rounds.fetches[2].fetch not in rounds.cancelled, "the most advanced goes on"
+    assert {rounds.fetches[0].fetch, rounds.fetches[3].fetch} <= set(rounds.cancelled)
 
 
 def test_never_more_than_twice_the_fan_out_at_once() -> None:
     rounds = Rounds(20, fan_out=3)
     for number in range(6):
-        rounds.progress(number, 1, 1.0)
-    assert len(rounds.fetches) == 6
-    for number in range(6):
-        rounds.progress(number, 2, 2.0)
-    assert len(rounds.fetches) == 6
+        rounds.tick(PARAMS.stall_s * (number + 1))
+        assert len(rounds.fetches) - len(rounds.cancelled) <= 6
+
+
+def test_a_large_fan_out_runs_in_as_many_fetches_as_there_are_threads() -> None:
+    rounds = Rounds(200, fan_out=100)
+    assert len(rounds.fetches) == PARAMS.max_fetches
+    rounds.finish(0, 0.5)
+    assert len(rounds.fetches) == PARAMS.max_fetches + 1
 
 
 def test_when_all_are_silent_the_longest_silent_makes_room() -> None:
@@ -214,29 +245,28 @@ def test_when_all_are_silent_the_longest_silent_makes_room() -> None:
     assert rounds.cancelled == [rounds.fetches[0].fetch]
     assert len(rounds.fetches) == 3
     rounds.finish(2, 4.5)
-    assert rounds.done[0].failed == ((rounds.fetches[0].peer_id, "no byte for 2 s"),)
+    assert rounds.done[0].failed == ((rounds.fetches[0].peer_id, "no byte for 4 s"),)
 
 
-def test_slow_ones_that_fell_silent_make_room_without_waiting_for_an_event() -> None:
+def test_late_ones_that_fell_silent_make_room_without_waiting_for_an_event() -> None:
     rounds = Rounds(9, fan_out=1)
-    rounds.progress(0, 1, 1.0)
-    rounds.progress(1, 1, 1.5)
+    rounds.progress(0, 10, MATURE_S)
+    rounds.progress(1, 1, MATURE_S + 0.5)
     assert len(rounds.fetches) == 2
-    assert rounds.collector.wakeup() == 1.0 + PARAMS.stall_s
-    rounds.tick(1.0 + PARAMS.stall_s)
+    for _ in range(2):
+        wakeup = rounds.collector.wakeup()
+        assert wakeup is not None
+        rounds.tick(wakeup)
     assert rounds.cancelled == [rounds.fetches[0].fetch]
     assert len(rounds.fetches) == 3
 
 
-def test_the_silent_go_on_while_enough_others_are_on_their_way() -> None:
-    rounds = Rounds(9, fan_out=2)
-    rounds.progress(0, 1, 1.0)
-    rounds.progress(1, 1, 1.0)
-    assert len(rounds.fetches) == 4
-    for now in (2.0, 2.9, 3.5):
-        rounds.progress(2, 80, now)
-        rounds.progress(3, 80, now)
-    assert rounds.cancelled == []
+def test_what_has_come_is_not_thrown_away_for_a_gap_like_those_before() -> None:
+    rounds = Rounds(9, fan_out=1, deadline_s=60.0)
+    for number in range(1, 5):
+        rounds.progress(0, 10 * number, 1.9 * number)
+    rounds.tick(4 * 1.9 + 2 * PARAMS.stall_s)
+    assert len(rounds.fetches) == 1
 
 
 def test_at_the_deadline_it_is_answered_with_what_there_is() -> None:

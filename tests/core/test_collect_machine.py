@@ -37,10 +37,12 @@ class Open:
     peer: PeerId
     started: float
     heard: float
-    late: bool = False
+    began: bool = False
+    gap: float = 0.0
+    abandoned: bool = False
 
-    def slow(self, now: float) -> bool:
-        return self.late or now - self.heard >= PARAMS.stall_s
+    def silent(self, now: float) -> bool:
+        return now >= self.heard + max(PARAMS.stall_s, 3 * self.gap)
 
 
 @dataclass
@@ -54,6 +56,11 @@ class Round:
     tried: set[PeerId] = field(default_factory=set)
     busy: dict[PeerId, float] = field(default_factory=dict)
     done: list[FetchId] = field(default_factory=list)
+    given_up: int = 0
+
+    @property
+    def missing(self) -> int:
+        return self.fan_out - self.given_up - len(self.done)
 
 
 fan_outs = st.integers(1, 4)
@@ -89,6 +96,8 @@ class CollectorMachine(RuleBasedStateMachine):
         self.last_round += 1
         addresses = {PeerId(f"{n:064x}"): (Address("10.0.0.1", 8000 + n),) for n in range(candidates)}
         abandoned = set(self.open)
+        for known in self.open.values():
+            known.abandoned = True
         deadline = self.now + deadline_s
         self.round = Round(self.last_round, fan_out, deadline, set(addresses))
         event = Ask(self.last_round, fan_out, deadline_s, TASK)
@@ -101,10 +110,9 @@ class CollectorMachine(RuleBasedStateMachine):
         fetch = self.draw_open(data)
         assert self.round is not None
         known = self.open[fetch]
-        known.heard = self.now
-        if received:
-            end = known.started + (self.now - known.started) * 100 / received
-            known.late = end > self.round.deadline
+        if known.began:
+            known.gap = max(known.gap, self.now - known.heard)
+        known.began, known.heard = True, self.now
         self.take(self.collector.progressed(FetchProgressed(fetch, received, 100), self.now))
 
     @precondition(lambda self: self.open)
@@ -166,6 +174,9 @@ class CollectorMachine(RuleBasedStateMachine):
                     self.started(output)
                 case CancelFetch():
                     assert output.fetch in self.open, "only what runs can be cancelled, and once"
+                    known = self.open[output.fetch]
+                    if self.round is not None and not known.abandoned and not known.silent(self.now):
+                        self.round.given_up += 1
                     self.end(output.fetch)
                 case CollectionDone():
                     self.answered(output)
@@ -198,7 +209,7 @@ class CollectorMachine(RuleBasedStateMachine):
         assert not self.open, "nothing goes on after the answer"
         assert done.candidates == len(current.candidates)
         assert self.now <= current.deadline
-        complete = len(done.fetched) == current.fan_out
+        complete = current.missing <= 0
         exhausted = current.tried == current.candidates and not current.busy
         assert complete or exhausted or self.now == current.deadline
         failed = [peer for peer, _ in done.failed]
@@ -217,11 +228,10 @@ class CollectorMachine(RuleBasedStateMachine):
             return
         assert self.now < current.deadline
         assert len(self.open) <= 2 * current.fan_out
-        assert len(current.done) < current.fan_out
-        healthy = sum(not known.slow(self.now) for known in self.open.values())
-        wanted = current.fan_out - len(current.done)
+        assert current.missing > 0
+        heard = sum(not known.silent(self.now) for known in self.open.values())
         if current.candidates - current.tried and len(self.open) < 2 * current.fan_out:
-            assert healthy >= wanted
+            assert heard >= current.missing
 
 
 TestCollector = CollectorMachine.TestCase
