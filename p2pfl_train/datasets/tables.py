@@ -1,8 +1,9 @@
 """Examples from an `.npz` with arrays `x` and `y`, or from a `.csv` with one example a row.
 
-Labels are texts (their sorted names become the classes) or whole numbers. Without a given class
-list, numbers mean the classes "0" … their maximum. With one, a number names its class where all
-classes are numbers, and is a position in the list otherwise. Nothing is ever unpickled.
+Labels are texts (their sorted names become the classes) or whole numbers. In a file that brings its
+own `classes`, a number is always a position in them: whoever wrote both meant that. Otherwise, without
+a given class list, numbers mean the classes "0" … their maximum; with one, a number names its class
+where all classes are numbers, and is a position in the list otherwise. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -38,8 +39,6 @@ Array = npt.NDArray[Any]
 def read_npz(path: Path, *, classes: Sequence[str] | None) -> LabelledData:
     """`x` of shape (n, …) and `y` of shape (n,); an array `classes` of texts may name the labels.
 
-    Whole numbers in `y` are positions in the file's own `classes`, else in the `classes` given here.
-
     uint8 of shape (n, h, w), (n, c, h, w) or (n, h, w, c) with 1 or 3 channels is taken for images,
     every other numeric `x` becomes float32 as it is. Raises `DataError`.
     """
@@ -50,7 +49,10 @@ def read_npz(path: Path, *, classes: Sequence[str] | None) -> LabelledData:
         y = y[:, 0]
     if y.shape != (len(x),):
         raise DataError(f"{path}: y has shape {y.shape}; it needs one label for each of {len(x)} examples")
-    indices, names = _index(path, y, own_classes or classes)
+    if own_classes:
+        indices, names = _index(path, y, own_classes, positions=True)
+    else:
+        indices, names = _index(path, y, classes)
     labels = torch.from_numpy(indices)
     if x.dtype == np.uint8 and x.ndim in (3, 4):
         images = _channels_first(path, x)
@@ -103,8 +105,13 @@ def _floats(path: Path, x: Array) -> npt.NDArray[np.float32]:
     return floats
 
 
-def _index(path: Path, y: Array, classes: Sequence[str] | None) -> tuple[Indices, tuple[str, ...]]:
-    """Class indices for `y`, and the ordered names they index. Raises `DataError`."""
+def _index(
+    path: Path, y: Array, classes: Sequence[str] | None, *, positions: bool = False
+) -> tuple[Indices, tuple[str, ...]]:
+    """Class indices for `y`, and the ordered names they index. Raises `DataError`.
+
+    `positions`: whole numbers are positions in `classes`, also where these are numbers themselves.
+    """
     if y.dtype.kind == "U":
         return _index_names(path, [str(name) for name in y], classes)
     if y.dtype.kind == "f":
@@ -116,7 +123,7 @@ def _index(path: Path, y: Array, classes: Sequence[str] | None) -> tuple[Indices
         raise DataError(f"{path}: labels have type {y.dtype}; they need whole numbers or texts")
     elif y.dtype == np.uint64 and len(y) and int(y.max()) >= MAX_CLASSES:
         raise DataError(f"{path}: label {int(y.max())} is out of range")
-    return _index_numbers(path, y.astype(np.int64), classes)
+    return _index_numbers(path, y.astype(np.int64), classes, positions)
 
 
 def _index_names(
@@ -131,7 +138,9 @@ def _index_names(
     return np.array([position[name] for name in names], dtype=np.int64), tuple(order)
 
 
-def _index_numbers(path: Path, y: Indices, classes: Sequence[str] | None) -> tuple[Indices, tuple[str, ...]]:
+def _index_numbers(
+    path: Path, y: Indices, classes: Sequence[str] | None, positions: bool
+) -> tuple[Indices, tuple[str, ...]]:
     low, high = int(y.min()), int(y.max())
     if low < 0:
         raise DataError(f"{path}: label {low} of example {int(y.argmin())} is negative: count from 0")
@@ -139,10 +148,10 @@ def _index_numbers(path: Path, y: Indices, classes: Sequence[str] | None) -> tup
         raise DataError(f"{path}: label {high} of example {int(y.argmax())} is out of range")
     if classes is None:
         return y, tuple(str(label) for label in range(high + 1))
-    if all(name.isdecimal() for name in classes):
+    if not positions and all(name.isdecimal() for name in classes):
         position = {int(name): index for index, name in enumerate(classes)}
     else:
-        position = dict(zip(range(len(classes)), range(len(classes)), strict=True))
+        position = {index: index for index in range(len(classes))}
     present = np.unique(y)
     unknown = [int(label) for label in present if int(label) not in position]
     if unknown:

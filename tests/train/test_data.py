@@ -289,6 +289,18 @@ def test_names_in_the_file_keep_their_labels_whatever_order_is_given(tmp_path: P
         read(path, classes=("cat", "fox"))
 
 
+def test_numbers_are_positions_in_the_classes_that_the_file_brings_also_where_these_are_numbers(
+    tmp_path: Path,
+) -> None:
+    own = np.array(["1", "0"])
+    path = npz(tmp_path / "a.npz", x=np.zeros((3, 2)), y=np.array([0, 1, 1]), classes=own)
+    assert (read(path).classes, read(path).examples.y.tolist()) == (("1", "0"), [0, 1, 1])
+    assert read(path, classes=("0", "1")).examples.y.tolist() == [1, 0, 0]
+    path = npz(tmp_path / "b.npz", x=np.zeros((2, 2)), y=np.array([0, 5]), classes=np.array(["5", "7"]))
+    with pytest.raises(DataError, match="label 5 of example 1 is out of range for the classes 5, 7"):
+        read(path)
+
+
 def test_a_home_of_nobody_is_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         read(Path("~nobody-of-that-name/data.npz"))
