@@ -53,8 +53,13 @@ def test_a_copy_is_refused_with_the_remedy(state: StateDir) -> None:
 def test_another_hosts_directory_is_refused(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
     home.claim(state)
     monkeypatch.setattr(home, "host_id", lambda: "another machine")
-    with pytest.raises(ForeignDirectory, match="belongs to another host: choose another --state"):
+    remedy = r"belongs to another host: choose another --state.*container made anew.*delete home\.json"
+    with pytest.raises(ForeignDirectory, match=remedy) as caught:
         home.check(state)
+    assert "\n" not in str(caught.value)
+    state.home.unlink()
+    home.claim(state)
+    assert home.check(state)
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"contract": 1, "host": 7, "inode": 1}'])
