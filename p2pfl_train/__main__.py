@@ -25,6 +25,7 @@ from p2pfl_train.config import (
     RunOptions,
     StopOptions,
     TrainingOptions,
+    check_threads,
     parse_every,
 )
 from p2pfl_train.errors import TrainError, UsageError
@@ -201,12 +202,13 @@ def evaluate(
 
     On the dev split of the data that the run used, unless --data names other data.
     """
+    check_threads(threads)
     import torch
 
     from p2pfl_train import predict as offline
     from p2pfl_train.tasks import TaskOptions
 
-    torch.set_num_threads(max(1, threads))
+    torch.set_num_threads(threads)
     directory = StateDir(state)
     recorded = offline.recorded_data(directory)
     options = TaskOptions(
@@ -235,12 +237,13 @@ def predict(
     as_json: opt.Json = False,
 ) -> None:
     """Say the class of image files, with its probability."""
+    check_threads(threads)
     import torch
 
     from p2pfl_train import predict as offline
     from p2pfl_train.tasks import TaskOptions
 
-    torch.set_num_threads(max(1, threads))
+    torch.set_num_threads(threads)
     published = offline.load(StateDir(state), TaskOptions(data=None, model=model), _accepted(accept_arch))
     for result in offline.classify(published, images):
         if as_json:

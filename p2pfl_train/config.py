@@ -17,6 +17,10 @@ from p2pfl_train.errors import UsageError
 
 OptimiserName = Literal["sgd", "adam"]
 
+MAX_THREADS = 1024
+"""More processors than machines have; far below what makes OpenMP fail, or torch overflow."""
+MAX_COUNT = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class OptimiserOptions:
@@ -117,12 +121,18 @@ class RunOptions:
             raise UsageError(f"--target-accuracy {stop.target_accuracy} must be above 0, at most 1")
         _at_least("--evaluate-every", self.evaluation.every_cycles, 1)
         _at_least("--evaluate-examples", self.evaluation.examples, 1)
-        _at_least("--threads", self.threads, 1)
+        check_threads(self.threads)
+
+
+def check_threads(threads: int) -> None:
+    """Raises `UsageError` for a number of torch threads that no machine can run."""
+    if not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"--threads {threads} must be from 1 to {MAX_THREADS}")
 
 
 def _at_least(option: str, value: int | None, low: int) -> None:
-    if value is not None and not low <= value <= 2**31:
-        raise UsageError(f"{option} {value} must be {low} or more")
+    if value is not None and not low <= value <= MAX_COUNT:
+        raise UsageError(f"{option} {value} must be from {low} to {MAX_COUNT}")
 
 
 def _above(option: str, value: float | None) -> None:

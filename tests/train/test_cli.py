@@ -88,6 +88,8 @@ def test_help_is_quick_and_documents_the_exit_codes() -> None:
         (2, ["--fan-out", "1000"], "--fan-out"),
         (2, ["--deadline", "0"], "--deadline"),
         (2, ["--target-accuracy", "95"], "--target-accuracy"),
+        (2, ["--threads", 2**31], "--threads 2147483648 must be from 1 to"),
+        (2, ["--local-steps", 2**31], "--local-steps 2147483648 must be from 1 to"),
         (2, ["--accept-arch", "abc"], "SHA-256"),
         (2, ["--model-arg", "hidden"], "--model-arg"),
         (6, ["--data", "nowhere"], "nowhere"),
@@ -95,10 +97,19 @@ def test_help_is_quick_and_documents_the_exit_codes() -> None:
     ],
 )
 def test_wrong_options_are_one_line(
-    capsys: Capture, tmp_path: Path, code: int, arguments: list[str], words: str
+    capsys: Capture, tmp_path: Path, code: int, arguments: list[object], words: str
 ) -> None:
     start = ["run", "--state", tmp_path / "s", "--data", "digits", *arguments]
     assert words in fails(capsys, code, *start)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 2**31, 99999999999999])
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_threads_that_no_machine_runs_are_one_line(
+    capsys: Capture, trained: StateDir, name: str, threads: int
+) -> None:
+    images = ["a.png"] if name == "predict" else []
+    assert "--threads" in fails(capsys, 2, name, "--state", trained.root, *images, "--threads", threads)
 
 
 def test_an_unknown_option_is_a_usage_error(capsys: Capture) -> None:
