@@ -63,6 +63,10 @@ class Round:
         return self.fan_out - self.given_up - len(self.done)
 
 
+def done_by(current: Round | None) -> float:
+    return 0.0 if current is None else current.deadline
+
+
 fan_outs = st.integers(1, 4)
 counts = st.integers(0, 9)
 deadlines = st.sampled_from([0.5, 3.0, 20.0])
@@ -168,22 +172,34 @@ class CollectorMachine(RuleBasedStateMachine):
         self.ended.append(fetch)
 
     def take(self, outputs: list[Output]) -> None:
+        lost = False
         for output in outputs:
             match output:
                 case Fetch():
+                    lost = self.settle(lost)
                     self.started(output)
                 case CancelFetch():
                     assert output.fetch in self.open, "only what runs can be cancelled, and once"
                     known = self.open[output.fetch]
-                    if self.round is not None and not known.abandoned and not known.silent(self.now):
-                        self.round.given_up += 1
+                    lost |= not known.abandoned and not known.silent(self.now)
                     self.end(output.fetch)
                 case CollectionDone():
+                    lost = self.settle(lost and self.now < done_by(self.round))
                     self.answered(output)
                 case Note():
                     pass
                 case _:
                     raise AssertionError(output)
+        self.settle(lost)
+
+    def settle(self, lost: bool) -> bool:
+        """After some were given up for the rest: those that are left are all that will come."""
+        if lost and self.round is not None:
+            self.round.given_up += max(0, self.round.missing - self.heard())
+        return False
+
+    def heard(self) -> int:
+        return sum(not known.silent(self.now) for known in self.open.values())
 
     def started(self, fetch: Fetch) -> None:
         current = self.round
@@ -229,9 +245,8 @@ class CollectorMachine(RuleBasedStateMachine):
         assert self.now < current.deadline
         assert len(self.open) <= 2 * current.fan_out
         assert current.missing > 0
-        heard = sum(not known.silent(self.now) for known in self.open.values())
         if current.candidates - current.tried and len(self.open) < 2 * current.fan_out:
-            assert heard >= current.missing
+            assert self.heard() >= current.missing
 
 
 TestCollector = CollectorMachine.TestCase
