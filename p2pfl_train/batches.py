@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Subset, default_collate
 
 from p2pfl_train.datasets.examples import Examples
 from p2pfl_train.datasets.partition import stratified
+from p2pfl_train.errors import DataError, TrainError, one_line
 from p2pfl_train.task import Batch
 
 
@@ -20,12 +21,31 @@ def size_of(dataset: Dataset[Batch]) -> int:
     return len(cast(Sized, dataset))
 
 
+def described(value: object) -> str:
+    """What a batch, an output or targets are, for a message: they are the user's, and may be anything."""
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"shape {tuple(value.shape)} ({kind})"
+    return f"type {type(value).__name__}"
+
+
 def _take(dataset: Dataset[Batch], indices: Tensor) -> Batch:
-    """The examples at `indices` as one batch; one indexing operation where the data is in memory."""
+    """The examples at `indices` as one batch; one indexing operation where the data is in memory.
+
+    Raises `DataError` when the user's own data set fails.
+    """
     if isinstance(dataset, Examples):
         return dataset.x[indices], dataset.y[indices]
-    inputs, targets = default_collate([dataset[index] for index in indices.tolist()])
-    return inputs, torch.as_tensor(targets)
+    try:
+        inputs, targets = default_collate([dataset[index] for index in indices.tolist()])
+        return inputs, torch.as_tensor(targets)
+    except TrainError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"the data set gives no batch of (input, target) pairs from its {size_of(dataset)} examples: "
+            f"{one_line(error)}"
+        ) from error
 
 
 class Batches:

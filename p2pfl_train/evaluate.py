@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from p2pfl_train.batches import in_order, size_of
-from p2pfl_train.errors import ModelError, one_line
+from p2pfl_train.batches import described, in_order, size_of
+from p2pfl_train.errors import DataError, ModelError, one_line
 from p2pfl_train.task import Batch, Task
 
 BATCH = 64
@@ -44,28 +44,35 @@ class Evaluation:
 
 @torch.no_grad()  # not inference_mode: a model that caches a tensor could not train with it
 def evaluate(model: nn.Module, task: Task, dataset: Dataset[Batch], batch_size: int = BATCH) -> Evaluation:
-    """Measures `model` on all of `dataset` in evaluation mode; the mode it was in comes back after."""
+    """Measures `model` on all of `dataset` in evaluation mode; the mode it was in comes back after.
+
+    Outputs are kept only for a task with metrics of its own, which see them all at once. Raises
+    `DataError` for data that gives no batch or no class indices, `ModelError` for outputs that do not
+    fit the task.
+    """
+    count = size_of(dataset)
+    if count == 0:
+        return Evaluation(0, None, None, None)
     was_training = model.training
     model.eval()
     total, outputs, targets = 0.0, [], []
+    classes = len(task.spec.classes)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64) if classes else None
     for inputs, wanted in in_order(dataset, batch_size):
         try:
             output = model(task.preprocess(inputs))
             total += float(task.loss(output, wanted)) * len(wanted)
         except Exception as error:
-            shape = tuple(inputs.shape)
             raise ModelError(
-                f"the model cannot measure a batch of shape {shape}: {one_line(error)}"
+                f"the model cannot measure a batch of {described(inputs)}: {one_line(error)}"
             ) from error
-        outputs.append(output)
-        targets.append(wanted)
+        if confusion is not None:
+            confusion += _confusion(output, wanted, classes)
+        if task.metrics:
+            outputs.append(output)
+            targets.append(wanted)
     model.train(was_training)
-    count = size_of(dataset)
-    if count == 0:
-        return Evaluation(0, None, None, None)
-    all_outputs, all_targets = torch.cat(outputs), torch.cat(targets)
-    measured = {name: _measure(name, task, all_outputs, all_targets) for name in task.metrics}
-    confusion = _confusion(all_outputs, all_targets, len(task.spec.classes)) if task.spec.classes else None
+    measured = _measure(task, outputs, targets)
     return Evaluation(
         examples=count,
         loss=total / count if math.isfinite(total) else None,
@@ -75,16 +82,46 @@ def evaluate(model: nn.Module, task: Task, dataset: Dataset[Batch], batch_size: 
     )
 
 
-def _measure(name: str, task: Task, outputs: Tensor, targets: Tensor) -> float:
+def _measure(task: Task, outputs: list[Tensor], targets: list[Tensor]) -> dict[str, float]:
+    if not task.metrics:
+        return {}
     try:
-        return float(task.metrics[name](outputs, targets))
+        all_outputs, all_targets = torch.cat(outputs), torch.cat(targets)
     except Exception as error:
-        raise ModelError(f"the metric {name!r} failed: {one_line(error)}") from error
+        raise ModelError(
+            f"metrics see all outputs in one tensor, and these do not fit into one ({one_line(error)}): "
+            "let the model return one tensor, or leave the task's metrics out"
+        ) from error
+    measured = {}
+    for name, metric in task.metrics.items():
+        try:
+            measured[name] = float(metric(all_outputs, all_targets))
+        except Exception as error:
+            raise ModelError(f"the metric {name!r} failed: {one_line(error)}") from error
+    return measured
 
 
-def _confusion(outputs: Tensor, targets: Tensor, classes: int) -> Tensor:
-    predicted = outputs.argmax(dim=1)
-    pairs = torch.bincount(targets * classes + predicted, minlength=classes * classes)
+def _confusion(output: Tensor, wanted: Tensor, classes: int) -> Tensor:
+    """Counts of (true, predicted) classes in one batch, shape (classes, classes)."""
+    remedy = "leave the task's classes empty and measure with metrics of its own"
+    if wanted.dim() != 1 or wanted.dtype.is_floating_point or wanted.dtype.is_complex:
+        raise DataError(
+            f"the targets of a task with classes are one class index an example, not {described(wanted)}: "
+            f"{remedy}"
+        )
+    shape = (len(wanted), classes)
+    if not isinstance(output, Tensor) or output.shape != shape:
+        raise ModelError(
+            f"the output for a task of {classes} classes has shape {shape}, not {described(output)}: {remedy}"
+        )
+    labels = wanted.long()
+    low, high = int(labels.min()), int(labels.max())
+    if not 0 <= low <= high < classes:
+        raise DataError(
+            f"the label {low if low < 0 else high} is no class index from 0 to {classes - 1}: "
+            "leave such examples out"
+        )
+    pairs = torch.bincount(labels * classes + output.argmax(dim=1), minlength=classes * classes)
     return pairs.view(classes, classes)
 
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from p2pfl_train import checkpoint
 from p2pfl_train.aggregate import Contribution, average
-from p2pfl_train.batches import Batches, size_of
+from p2pfl_train.batches import Batches, described, size_of
 from p2pfl_train.checkpoint import Counters
 from p2pfl_train.config import OptimiserOptions, TrainingOptions
 from p2pfl_train.errors import ModelError, TrainError, one_line
@@ -105,7 +105,7 @@ class Learner:
                 optimiser.step()
         except Exception as error:
             raise ModelError(
-                f"the model cannot train on a batch of shape {tuple(inputs.shape)}: {one_line(error)}"
+                f"the model cannot train on a batch of {described(inputs)}: {one_line(error)}"
             ) from error
         return value
 

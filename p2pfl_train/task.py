@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs of shape (batch, *input_shape), as the data set stores them, and their targets (batch,)."""
+"""Inputs of shape (batch, *input_shape), as the data set stores them, and their targets: for a task with
+classes one index an example, shape (batch,); else whatever the loss takes."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,12 @@ class Task:
     build_model: Callable[[], nn.Module]
     """Makes the model with fresh weights from torch's global random state."""
     train: Dataset[Batch]
-    """Private examples. A `data.Examples` is batched without a loader."""
+    """Private examples by index (`__len__`, `__getitem__`). An `Examples` is batched without a loader."""
     evaluation: Dataset[Batch]
     """Examples that accuracy is measured on; for the built-in tasks the dev split over all classes."""
     loss: Loss
     preprocess: Preprocess
     metrics: Mapping[str, Metric] = field(default_factory=dict)
-    """More measurements by name, beside loss and accuracy."""
+    """More measurements by name, beside loss and accuracy. With one, all outputs are held in memory."""
     labels_held: Sequence[int] = ()
     """Class indices present in `train`, for display."""

@@ -7,10 +7,6 @@ fit is refused, never re-interpreted.
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,14 +22,16 @@ from rich.text import Text
 from torch.nn import functional
 
 from p2pfl_train import models
+from p2pfl_train.batches import size_of
 from p2pfl_train.datasets import load as data
 from p2pfl_train.datasets import partition
 from p2pfl_train.datasets.examples import Examples, Indices, LabelledData, shown
 from p2pfl_train.datasets.partition import WHOLE, Shard
 from p2pfl_train.datasets.preprocess import expects_pixels, preprocess_function
-from p2pfl_train.errors import DataError, TrainError, UsageError, one_line
+from p2pfl_train.errors import DataError, UsageError
 from p2pfl_train.task import Task, TaskSpec
 from p2pfl_train.taskspec import initial_seed, spec_from_taskfile, spec_to_taskfile
+from p2pfl_train.usertask import is_function, user_task
 
 __all__ = [
     "ClassificationTask",
@@ -97,8 +95,8 @@ def build_task(options: TaskOptions) -> Task:
     """The task that `options` describe. Raises `DataError`, `ModelError`, `UsageError`."""
     if options.data is None:
         raise UsageError("a peer without data needs a network to receive from: give --data, or --join")
-    if _is_function(options.data):
-        return _user_task(options.data, options)
+    if is_function(options.data):
+        return user_task(options.data, options)
     loaded = data.load(
         options.data,
         data_dir=options.data_dir,
@@ -122,8 +120,8 @@ def join_task(options: TaskOptions, file: TaskFile, accepted: frozenset[str]) ->
     `UsageError` when the options ask for another task.
     """
     spec = spec_from_taskfile(file)
-    if options.data is not None and _is_function(options.data):
-        task = _user_task(options.data, options)
+    if options.data is not None and is_function(options.data):
+        task = user_task(options.data, options)
         if task.spec.digest != spec.digest:
             raise DataError(f"{options.data} makes another task than the network trains: use the same code")
         return task
@@ -228,28 +226,6 @@ def _divide(
     return own, dev, held.astype(np.int64)
 
 
-def _is_function(text: str) -> bool:
-    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text) is not None and not Path(text).exists()
-
-
-def _user_task(text: str, options: TaskOptions) -> Task:
-    """Calls the user's function, imported from the current folder; it may take the options."""
-    module_name, _, function_name = text.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-        task = function(options) if inspect.signature(function).parameters else function()
-    except TrainError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the user's code may raise anything
-        raise DataError(f"--data {text} failed: {one_line(error)}") from None
-    if not isinstance(task, Task):
-        raise DataError(f"--data {text} returned a {type(task).__name__}, not a p2pfl_train.task.Task")
-    return task
-
-
 def describe(task: Task) -> RenderableType:
     """What is trained and on what, for the start of a run: a few lines and the table of the partition."""
     spec = task.spec
@@ -260,7 +236,7 @@ def describe(task: Task) -> RenderableType:
         f"task {spec.digest[:16]}: {architecture.name} {arguments}, input {shape}, "
         f"classes {shown(spec.classes) or 'none'}"
     ]
-    train, evaluation = _size(task.train), _size(task.evaluation)
+    train, evaluation = size_of(task.train), size_of(task.evaluation)
     if train == 0:
         lines.append("no data: receives only")
         return Text("\n".join(lines))
@@ -288,7 +264,3 @@ def _scale_hint(train: Examples, spec: TaskSpec) -> str | None:
         f"--mean {','.join(means)} --std {','.join(stds)}" if len(means) <= SHOWN_COLUMNS else "--mean, --std"
     )
     return f"values this large learn badly: scale the columns, the same at all peers ({example})"
-
-
-def _size(dataset: Any) -> int:
-    return len(dataset) if hasattr(dataset, "__len__") else -1

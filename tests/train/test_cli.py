@@ -18,11 +18,10 @@ from p2pfl_train import __main__ as command
 from p2pfl_train import exchange
 from p2pfl_train.config import Every, RunOptions, TrainingOptions, parse_every
 from p2pfl_train.errors import UsageError
+from tests.train.command_line import Capture, call, fails
 from tests.train.fake_daemon import FakeDaemon
 
 torch.set_num_threads(1)
-
-Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
@@ -36,28 +35,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> StateDir:
             command.main()
     assert caught.value.code == 0
     return state
-
-
-def call(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of the command."""
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["p2pfl-train", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            command.main()
-    code = caught.value.code
-    assert isinstance(code, int)
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def fails(capsys: Capture, code: int, *arguments: object) -> str:
-    """The one line that a wrong call prints."""
-    found, _, err = call(capsys, *arguments)
-    assert found == code, err
-    assert err.startswith("p2pfl-train: ")
-    assert err.count("\n") == 1, err
-    return err
 
 
 def test_help_is_quick_and_documents_the_exit_codes() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch.utils.data import Dataset
 
 from p2pfl_train.batches import Batches, fixed_part, in_order, size_of
 from p2pfl_train.datasets.examples import Examples
-from p2pfl_train.errors import ModelError
+from p2pfl_train.errors import DataError, ModelError
 from p2pfl_train.evaluate import TIME_SHARE, Schedule, evaluate
 from p2pfl_train.task import Architecture, Batch, Task, TaskSpec
 
@@ -95,7 +97,7 @@ def test_the_tasks_own_metrics_see_all_outputs_and_only_numbers_count() -> None:
         raise KeyError("threshold")
 
     with pytest.raises(ModelError, match="the metric 'broken' failed: KeyError: 'threshold'"):
-        evaluate(nn.Flatten(), replace(task_of(data), metrics={"broken": broken}), data)
+        evaluate(nn.Linear(4, 3), replace(task_of(data), metrics={"broken": broken}), data)
     task = replace(task_of(data), metrics={"rows": rows, "nothing": lambda outputs, targets: float("nan")})
     assert evaluate(nn.Linear(4, 3), task, data, 2).metrics == {"rows": 7.0}
 
@@ -111,7 +113,87 @@ def test_a_task_without_classes_has_a_loss_and_no_accuracy() -> None:
 
 def test_no_examples_measure_nothing() -> None:
     nothing = Examples.none((4,))
-    assert evaluate(nn.Linear(4, 3), task_of(nothing), nothing).accuracy is None
+    for dataset in (nothing, OneByOne(nothing)):
+        assert evaluate(nn.Linear(4, 3), task_of(dataset), dataset).accuracy is None
+
+
+class Reconstructing(nn.Module):
+    """Gives a tuple, as a variational auto-encoder does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x), x
+
+
+def reconstruction(output: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+    return nn.functional.mse_loss(*output)
+
+
+def test_a_model_that_gives_a_tuple_is_measured_by_its_loss() -> None:
+    data = examples(100)
+    task = replace(task_of(data, ()), loss=reconstruction)  # type: ignore[arg-type]
+    assert evaluate(Reconstructing(), task, data).loss is not None
+    with pytest.raises(ModelError, match=r"one tensor.*leave the task's metrics out"):
+        evaluate(Reconstructing(), replace(task, metrics={"rows": lambda o, t: 0.0}), data)
+    with pytest.raises(ModelError, match=r"shape \(64, 3\), not type tuple: leave the task's classes empty"):
+        evaluate(Reconstructing(), replace(task_of(data), loss=reconstruction), data)  # type: ignore[arg-type]
+
+
+def test_outputs_are_kept_for_metrics_alone() -> None:
+    """The dev set of a segmentation task may be far larger than its weights."""
+    data = examples(10)
+
+    def most_alive(task: Task) -> int:
+        most = 0
+        seen: list[weakref.ref[Tensor]] = []
+
+        class Watched(nn.Linear):
+            def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+                nonlocal most
+                output = super().forward(input)
+                seen.append(weakref.ref(output))
+                most = max(most, sum(ref() is not None for ref in seen))
+                return output
+
+        evaluate(Watched(4, 3), task, data, batch_size=1)
+        return most
+
+    assert most_alive(task_of(data)) <= 2, "the current output and the one before"
+    assert most_alive(replace(task_of(data), metrics={"rows": lambda o, t: 0.0})) == 10
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.tensor([0, 1, -1]), "the label -1 is no class index from 0 to 2"),
+        (torch.tensor([0, 3, 1]), "the label 3 is no class index from 0 to 2"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), r"one class index an example, not shape \(3, 8, 8\)"),
+        (torch.eye(3), r"one class index an example, not shape \(3, 3\) \(float32\)"),
+    ],
+)
+def test_targets_that_are_no_class_indices_are_one_line(targets: Tensor, message: str) -> None:
+    pairs: Any = list(zip(torch.rand(3, 4), targets, strict=True))
+    task = replace(task_of(pairs), loss=lambda output, wanted: output.sum())
+    with pytest.raises(DataError, match=message):
+        evaluate(nn.Linear(4, 3), task, pairs)
+
+
+class Unreadable(OneByOne):
+    """A data set whose disk has gone."""
+
+    def __getitem__(self, index: int) -> Batch:
+        raise OSError(5, "Input/output error")
+
+
+def test_data_that_cannot_be_read_is_one_line() -> None:
+    data = Unreadable(examples(10))
+    with pytest.raises(DataError, match=r"its 10 examples: OSError: \[Errno 5\] Input/output error"):
+        evaluate(nn.Linear(4, 3), task_of(data), data)
+    with pytest.raises(DataError, match="OSError"):
+        Batches(data, 4, "0").next()
 
 
 @settings(deadline=None)

@@ -182,55 +182,6 @@ def test_a_shard_whose_labels_do_not_occur(tmp_path: Path) -> None:
         build_task(TaskOptions(data=str(path), shard="2/2", labels_per_peer=1))
 
 
-# --- a user's own function
-
-OWN_TASK = """
-import torch
-from p2pfl_train.datasets.examples import Examples
-from p2pfl_train.task import Architecture, Task, TaskSpec
-
-def regression():
-    data = Examples(torch.rand(6, 2), torch.zeros(6, dtype=torch.int64))
-    spec = TaskSpec(Architecture("mine"), (), (2,), {"kind": "own"})
-    return Task(spec, lambda: torch.nn.Linear(2, 1), data, data, lambda out, y: out.sum(), lambda x: x)
-
-def of_shard(options):
-    task = regression()
-    assert options.shard == "1/2"
-    return task
-
-def wrong():
-    return 3
-
-def raises():
-    raise RuntimeError("two\\nlines")
-"""
-
-
-def test_a_users_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    Path("own_task_module.py").write_text(OWN_TASK)
-    own = TaskOptions(data="own_task_module:regression")
-    task = build_task(own)
-    assert task.spec.architecture.name == "mine"
-    assert "6 training examples" in shown(task)
-    build_task(TaskOptions(data="own_task_module:of_shard", shard="1/2"))
-    for name, message in (
-        ("wrong", "returned a int"),
-        ("raises", "RuntimeError: two lines"),
-        ("none", "no attribute"),
-    ):
-        with pytest.raises(DataError, match=message):
-            build_task(TaskOptions(data=f"own_task_module:{name}"))
-    file = spec_to_taskfile(task.spec)
-    assert join_task(own, file, NOBODY).spec.digest == task.spec.digest
-    with pytest.raises(DataError, match="another task"):
-        join_task(own, spec_to_taskfile(build_task(TaskOptions()).spec), NOBODY)
-    with pytest.raises(TrainError, match="module:function"):
-        join_task(TaskOptions(data=None), file, NOBODY)
-
-
 # --- joining
 
 
