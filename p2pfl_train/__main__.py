@@ -68,6 +68,7 @@ def run(
     fraction: opt.Fraction = 1.0,
     classes: opt.Classes = None,
     image_size: opt.ImageSize = None,
+    channels: opt.Channels = None,
     mean: opt.Mean = None,
     std: opt.Std = None,
     seed: opt.Seed = 0,
@@ -122,7 +123,7 @@ def run(
         "seed": seed,
         "model": model,
     }
-    texts = {"classes": classes, "image_size": image_size, "mean": mean, "std": std}
+    texts = {"classes": classes, "image_size": image_size, "channels": channels, "mean": mean, "std": std}
     accepted = _accepted(accept_arch)
     _set_nice(nice)
     with _stop_signals() as stop:
@@ -136,7 +137,7 @@ def run(
 def _task_options(
     wanted: dict[str, Any], arguments: list[str], texts: Mapping[str, str | None]
 ) -> TaskOptions:
-    from p2pfl_train.datasets.load import parse_classes, parse_image_size, parse_numbers
+    from p2pfl_train.datasets.load import parse_channels, parse_classes, parse_image_size, parse_numbers
     from p2pfl_train.models import parse_model_arguments
     from p2pfl_train.tasks import TaskOptions
 
@@ -149,6 +150,7 @@ def _task_options(
         model_arguments=parse_model_arguments(arguments),
         classes=parsed("classes", parse_classes),
         image_size=parsed("image_size", parse_image_size),
+        channels=parsed("channels", parse_channels),
         mean=parsed("mean", partial(parse_numbers, "--mean")),
         std=parsed("std", partial(parse_numbers, "--std")),
     )

@@ -54,6 +54,14 @@ ImageSize = Annotated[
     str | None,
     typer.Option(metavar="HxW", help="Size that images of a folder are brought to.", rich_help_panel=_DATA),
 ]
+Channels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="1|3",
+        help="Bring images of a folder to gray (1) or colour (3); by default gray, unless one has colour.",
+        rich_help_panel=_DATA,
+    ),
+]
 Mean = Annotated[
     str | None,
     typer.Option(

@@ -74,6 +74,8 @@ class TaskOptions:
     dev_fraction: float = 0.2
     image_size: tuple[int, int] | None = None
     """(height, width) for a folder of images."""
+    channels: int | None = None
+    """1 or 3 for a folder of images; None is what the images need, which other peers' may not."""
     classes: tuple[str, ...] | None = None
     """All class names of the task in order, where this peer may lack some."""
     mean: tuple[float, ...] | None = None
@@ -102,6 +104,7 @@ def build_task(options: TaskOptions) -> Task:
         data_dir=options.data_dir,
         download=options.download,
         image_size=options.image_size,
+        channels=options.channels,
         classes=options.classes,
     )
     loaded = _with_normalisation(loaded, options)

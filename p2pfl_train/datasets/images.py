@@ -2,8 +2,9 @@
 
     pets/cat/1.png  pets/cat/2.jpg  pets/dog/1.png      classes: cat, dog
 
-All images are brought to one size by stretching; they are gray unless one of them has colour. A
-`classes.txt` in the folder, one name a line, gives the order of the classes where this peer lacks one.
+All images are brought to one size by stretching. They are gray unless one of them has colour, or as
+`--channels` says: what this peer's images need, another's may not. A `classes.txt` in the folder, one
+name a line, gives the order of the classes where this peer lacks one.
 """
 
 from __future__ import annotations

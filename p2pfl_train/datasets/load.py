@@ -173,3 +173,10 @@ def parse_image_size(text: str) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.isdecimal() and 1 <= int(side[:9]) <= MAX_SIDE for side in sides):
         raise UsageError(f"--image-size {text[:40]!r} must be like 32 or 32x48 (height x width)")
     return int(sides[0]), int(sides[-1])
+
+
+def parse_channels(text: str) -> int:
+    """1 (gray) or 3 (colour). Raises `UsageError`."""
+    if text not in ("1", "3"):
+        raise UsageError(f"--channels {text[:40]!r} must be 1 (gray) or 3 (colour)")
+    return int(text)

@@ -65,6 +65,7 @@ def test_help_is_quick_and_documents_the_exit_codes() -> None:
         (2, ["--fan-out", "1000"], "--fan-out"),
         (2, ["--deadline", "0"], "--deadline"),
         (2, ["--target-accuracy", "95"], "--target-accuracy"),
+        (2, ["--channels", "2"], "--channels '2' must be 1 (gray) or 3 (colour)"),
         (2, ["--threads", 2**31], "--threads 2147483648 must be from 1 to"),
         (2, ["--local-steps", 2**31], "--local-steps 2147483648 must be from 1 to"),
         (2, ["--accept-arch", "abc"], "SHA-256"),

@@ -113,6 +113,15 @@ def test_a_peer_that_lacks_a_class_has_the_same_task(tmp_path: Path) -> None:
     assert build_task(TaskOptions(data=str(partial))).spec.digest != whole.spec.digest
 
 
+def test_gray_and_coloured_folders_are_one_task_where_the_channels_are_said(tmp_path: Path) -> None:
+    folders = [write_pets(tmp_path / name) for name in ("gray", "coloured")]
+    Image.new("RGB", (20, 20), (9, 200, 9)).save(folders[1] / "cat" / "colour.png")
+    for channels, tasks in ((None, 2), (1, 1), (3, 1)):
+        specs = [build_task(TaskOptions(data=str(folder), channels=channels)).spec for folder in folders]
+        assert len({spec.digest for spec in specs}) == tasks
+        assert specs[0].input_shape == (channels or 1, 20, 20)
+
+
 def test_own_data_is_all_kept_without_a_shard(tmp_path: Path) -> None:
     task = build_task(TaskOptions(data=str(write_pets(tmp_path))))
     assert len(examples(task)) == 12
