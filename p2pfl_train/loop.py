@@ -268,9 +268,9 @@ class Loop:
             self._told_of_others = True
             self._report.say(
                 f"nothing to average: {others} peers are here and train another task: their model, classes, "
-                "order of classes, input size, channels or scaling differ from what stands above; use the same "
-                "--classes, --image-size, --channels, --mean, --std and --model everywhere, or take theirs "
-                "with --join"
+                "order of classes, input size, channels or scaling differ from what stands above; use the "
+                "same --classes, --image-size, --channels, --mean, --std and --model everywhere, or take "
+                "theirs with --join"
             )
 
     def _evaluate(self, record: CycleRecord) -> Evaluation:
