@@ -208,19 +208,11 @@ def evaluate(
     import torch
 
     from p2pfl_train import predict as offline
-    from p2pfl_train.tasks import TaskOptions
 
     torch.set_num_threads(threads)
     directory = StateDir(state)
-    recorded = offline.recorded_data(directory)
-    options = TaskOptions(
-        data=data if data is not None else recorded.get("data"),
-        data_dir=expanded(data_dir) if data_dir else Path(str(recorded.get("data_dir", "data"))),
-        seed=int(recorded.get("seed", 0)),
-        dev_fraction=float(recorded.get("dev_fraction", TaskOptions.dev_fraction)),
-        model=model,
-    )
-    published = offline.load(directory, options, _accepted(accept_arch))
+    options = offline.evaluation_options(directory, data, expanded(data_dir) if data_dir else None)
+    published = offline.load(directory, options, _accepted(accept_arch), model)
     measured = offline.measure(published)
     if as_json:
         _print_json(offline.evaluation_json(published, measured))
@@ -246,7 +238,7 @@ def predict(
     from p2pfl_train.tasks import TaskOptions
 
     torch.set_num_threads(threads)
-    published = offline.load(StateDir(state), TaskOptions(data=None, model=model), _accepted(accept_arch))
+    published = offline.load(StateDir(state), TaskOptions(data=None), _accepted(accept_arch), model)
     for result in offline.classify(published, images):
         if as_json:
             _print_json(result)

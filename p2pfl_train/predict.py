@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,14 @@ from p2pfl_train import checkpoint
 from p2pfl_train.batches import size_of
 from p2pfl_train.datasets.images import read_image
 from p2pfl_train.datasets.preprocess import expects_pixels
-from p2pfl_train.errors import DataError, WeightsRefused
+from p2pfl_train.errors import DataError, ModelError, SourceNotAccepted, UsageError, WeightsRefused
 from p2pfl_train.evaluate import Evaluation, evaluate
 from p2pfl_train.learner import fresh_model
-from p2pfl_train.task import Task
+from p2pfl_train.models import REGISTRY, architecture
+from p2pfl_train.task import Architecture, Task
 from p2pfl_train.tasks import TaskOptions, join_task
+from p2pfl_train.taskspec import spec_from_taskfile
+from p2pfl_train.usertask import is_function
 from p2pfl_train.weights import TensorFile, load_published
 
 MAX_MATRIX = 20
@@ -41,16 +44,39 @@ class Published:
     manifest: Manifest
 
 
-def recorded_data(state: StateDir) -> Mapping[str, Any]:
-    """The data options of the run that made the directory, as `startup.data_record` wrote them."""
+def evaluation_options(state: StateDir, data: str | None, data_dir: Path | None) -> TaskOptions:
+    """Where the evaluation data comes from: the run that made the directory, unless `data` names other.
+
+    What a network's task decides (model, classes, size) is left open, but a user's own function gets
+    the options that it had in the run.
+    """
+    run = _recorded(state)
+    chosen = run.data if data is None else data
+    if chosen is not None and chosen == run.data and is_function(chosen):
+        return replace(run, data_dir=data_dir or run.data_dir)
+    return TaskOptions(chosen, data_dir or run.data_dir, seed=run.seed, dev_fraction=run.dev_fraction)
+
+
+def _recorded(state: StateDir) -> TaskOptions:
+    """The options that `startup.data_record` wrote; JSON knows no tuples."""
     saved = checkpoint.load(state.trainer_state)
-    return saved.counters.data if saved else {}
+    record = {"data": None, "data_dir": "data", **(saved.counters.data if saved else {})}
+    options: dict[str, Any] = {
+        field.name: tuple(value) if isinstance(value := record[field.name], list) else value
+        for field in fields(TaskOptions)
+        if field.name in record
+    }
+    return TaskOptions(**{**options, "data_dir": Path(options["data_dir"])})
 
 
-def load(state: StateDir, options: TaskOptions, accepted: frozenset[str]) -> Published:
+def load(
+    state: StateDir, options: TaskOptions, accepted: frozenset[str], model: str | None = None
+) -> Published:
     """The published model of a state directory with the data that `options` name, if any.
 
-    Raises `WeightsRefused` where nothing usable is published, and all that `join_task` raises.
+    `model`, a registry name or `file.py:Class`, must be what is published, whatever its arguments: they
+    stand in the descriptor. Raises `WeightsRefused` where nothing usable is published, `UsageError` for
+    another model, and all that `join_task` raises.
     """
     home.check(state)
     file = taskfile.read_task(state.task)
@@ -60,11 +86,34 @@ def load(state: StateDir, options: TaskOptions, accepted: frozenset[str]) -> Pub
         )
     if TensorFile.open(state.model).manifest().task != file.digest:
         raise WeightsRefused(f"the model in {state.root} is not of the task beside it: train it again")
-    task = join_task(options, file, accepted)
-    model = fresh_model(task)
-    manifest = load_published(state.model, model)
-    model.eval()
-    return Published(task, model, manifest)
+    spec = spec_from_taskfile(file)
+    made_here = options.data is not None and is_function(options.data)
+    if not made_here and spec.architecture.source is None and spec.architecture.name not in REGISTRY:
+        raise ModelError(
+            f"the model {spec.architecture.name} was made by a user's own function, and only that can make "
+            "it again: evaluate it with --data module:function"
+        )
+    if model is not None:
+        accepted |= _same_model(model, spec.architecture)
+    try:
+        task = join_task(options, file, accepted)
+    except SourceNotAccepted as error:
+        raise ModelError(f"{error}, or name your own file of it with --model FILE.py:Class") from None
+    module = fresh_model(task)
+    manifest = load_published(state.model, module)
+    module.eval()
+    return Published(task, module, manifest)
+
+
+def _same_model(name: str, published: Architecture) -> frozenset[str]:
+    """The digest of the user's own file, which may then run. Raises `UsageError` for another model."""
+    own = architecture(name, {})
+    digest = own.source_digest
+    if (own.name, digest) != (published.name, published.source_digest):
+        code = published.source_digest
+        remedy = "leave --model out" + (f", or pass --accept-arch {code} to run its code" if code else "")
+        raise UsageError(f"what is published is {published.name}, made by other code than {name}: {remedy}")
+    return frozenset() if digest is None else frozenset([digest])
 
 
 def measure(published: Published) -> Evaluation:

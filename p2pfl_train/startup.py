@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from p2pfl_train.exchange import Exchange, Wish
 from p2pfl_train.learner import Learner, fresh_model, make_optimiser
 from p2pfl_train.report import CycleRecord
 from p2pfl_train.task import Task
-from p2pfl_train.tasks import TaskOptions, join_task, spec_to_taskfile
+from p2pfl_train.tasks import TaskOptions, join_task, located, spec_to_taskfile
 from p2pfl_train.tensors import layout_of
 from p2pfl_train.weights import TensorFile, copy_into, load_published
 
@@ -178,10 +178,6 @@ def _load_initial(learner: Learner, exchange: Exchange, record: CycleRecord) -> 
 
 
 def data_record(options: TaskOptions) -> dict[str, Any]:
-    """What `evaluate` needs to find the same evaluation data again; JSON."""
-    return {
-        "data": options.data,
-        "data_dir": str(options.data_dir.absolute()),
-        "seed": options.seed,
-        "dev_fraction": options.dev_fraction,
-    }
+    """What `evaluate` needs to make the same evaluation data again, from any folder; JSON."""
+    data = None if options.data is None else located(options.data)
+    return {**asdict(options), "data": data, "data_dir": str(options.data_dir.absolute())}

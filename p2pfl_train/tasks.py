@@ -29,6 +29,7 @@ from p2pfl_train.datasets.examples import Examples, Indices, LabelledData, shown
 from p2pfl_train.datasets.partition import WHOLE, Shard
 from p2pfl_train.datasets.preprocess import expects_pixels, preprocess_function
 from p2pfl_train.errors import DataError, UsageError
+from p2pfl_train.paths import expanded
 from p2pfl_train.task import Task, TaskSpec
 from p2pfl_train.taskspec import initial_seed, spec_from_taskfile, spec_to_taskfile
 from p2pfl_train.usertask import is_function, user_task
@@ -40,6 +41,7 @@ __all__ = [
     "describe",
     "initial_seed",
     "join_task",
+    "located",
     "spec_from_taskfile",
     "spec_to_taskfile",
 ]
@@ -93,6 +95,13 @@ class ClassificationTask(Task):
     """Training examples of every shard by label, shape (shards, classes); None without data."""
 
 
+def located(text: str) -> str:
+    """`--data` as it can be named from any folder."""
+    if text in data.NAMES or is_function(text):
+        return text
+    return str(expanded(Path(text)).absolute())
+
+
 def build_task(options: TaskOptions) -> Task:
     """The task that `options` describe. Raises `DataError`, `ModelError`, `UsageError`."""
     if options.data is None:
@@ -126,7 +135,10 @@ def join_task(options: TaskOptions, file: TaskFile, accepted: frozenset[str]) ->
     if options.data is not None and is_function(options.data):
         task = user_task(options.data, options)
         if task.spec.digest != spec.digest:
-            raise DataError(f"{options.data} makes another task than the network trains: use the same code")
+            raise DataError(
+                f"--data {options.data} makes another task than the network trains: use the same code, and "
+                "the same options where it takes them"
+            )
         return task
     if options.model is not None:
         own = models.architecture(options.model, options.model_arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,53 @@ def test_evaluate_needs_labelled_data(capsys: Capture, trained: StateDir, tmp_pa
     code, out, _ = call(capsys, "evaluate", "--state", copy.root, "--data", "digits", "--json")
     assert code == 0
     assert json.loads(out)["accuracy"] > 0.9
+
+
+def test_evaluate_finds_the_data_again_from_another_folder(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("own.npz", x=np.random.default_rng(0).random((40, 3)), y=np.arange(40) % 2)
+    state = StateDir(tmp_path / "peer")
+    with FakeDaemon(state):
+        assert call(capsys, "run", "--state", state.root, "--data", "own.npz", "--cycles", "1")[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, err = call(capsys, "evaluate", "--state", state.root, "--json")
+    assert code == 0, err
+    assert json.loads(out)["examples"] == 8
+
+
+OWN_MODEL = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, hidden: int = 64) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+"""
+
+
+def test_a_model_of_ones_own_is_evaluated_with_the_arguments_of_its_run(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mynet.py").write_text(OWN_MODEL)
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save("a.png")
+    state = StateDir(tmp_path / "peer")
+    with FakeDaemon(state):
+        line = ["run", "--state", state.root, "--data", "digits", "--model", "mynet.py:Net"]
+        assert call(capsys, *line, "--model-arg", "hidden=16", "--cycles", "1")[0] == 0
+    evaluate, predict = ["evaluate", "--state", state.root], ["predict", "--state", state.root, "a.png"]
+    for start in (evaluate, predict):
+        code, _, err = call(capsys, *start, "--model", "mynet.py:Net")
+        assert code == 0, err
+        assert "--model FILE.py:Class" in fails(capsys, 7, *start)
+        assert "leave --model out" in fails(capsys, 2, *start, "--model", "mlp")
+    Path("mynet.py").write_text(OWN_MODEL + "# changed\n")
+    told = fails(capsys, 2, *evaluate, "--model", "mynet.py:Net")
+    remedy = re.search(r"--accept-arch [0-9a-f]{64}", told)
+    assert remedy is not None
+    assert call(capsys, *evaluate, *remedy[0].split())[0] == 0
 
 
 def test_plot_draws_from_the_directory(capsys: Capture, trained: StateDir, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -184,6 +185,43 @@ def test_a_mistake_in_a_users_task_is_one_line(
     state = StateDir(tmp_path / "peer")
     with FakeDaemon(state):
         assert words in fails(capsys, code, *run(state, write_module(FAULTY), function))
+
+
+OF_OPTIONS = """
+import torch
+from torch import nn
+from p2pfl_train.datasets.examples import Examples
+from p2pfl_train.task import Architecture, Task, TaskSpec
+
+def task(options):
+    arguments = dict(options.model_arguments)
+    assert arguments["bias"] is False
+    size = {"1/2": 6, "2/2": 9}[options.shard]
+    assert options.mean == (0.5, 1.5)
+    data = Examples(torch.ones(size, 2), torch.zeros(size, dtype=torch.int64))
+    spec = TaskSpec(Architecture("mine", arguments), ("no", "yes"), (2,))
+    loss = nn.functional.cross_entropy
+    return Task(spec, lambda: nn.Linear(2, 2, **arguments), data, data, loss, lambda x: x)
+"""
+
+
+def test_evaluate_gives_a_users_function_the_options_of_the_run(
+    capsys: Capture, write_module: WriteModule, tmp_path: Path
+) -> None:
+    state, module = StateDir(tmp_path / "peer"), write_module(OF_OPTIONS)
+    options = ["--shard", "2/2", "--model-arg", "bias=false", "--mean", "0.5,1.5", "--std", "1,1"]
+    with FakeDaemon(state):
+        assert call(capsys, *run(state, module, "task"), *options)[0] == 0
+    for data in ([], ["--data", f"{module}:task"]):
+        code, out, err = call(capsys, "evaluate", "--state", state.root, *data, "--json")
+        assert code == 0, err
+        assert json.loads(out)["examples"] == 9
+    others = (
+        ["predict", "--state", state.root, "a.png"],
+        ["evaluate", "--state", state.root, "--data", "digits"],
+    )
+    for other in others:
+        assert "evaluate it with --data module:function" in fails(capsys, 7, *other)
 
 
 def run(state: StateDir, module: str, function: str) -> list[object]:
