@@ -7,6 +7,7 @@ must not wake its own reader.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -46,6 +47,11 @@ class FolderWatch:
     def __init__(self, folder: Path) -> None:
         self._changed = threading.Event()
         self._observer: BaseObserver | None = None
+        # watchdog warns of an event that comes while it stops. Whoever sets logging up gets that; a
+        # command that did not must not print it among its own lines.
+        log = logging.getLogger("watchdog")
+        if not log.hasHandlers():
+            log.addHandler(logging.NullHandler())
         try:
             self._observer = Observer()
             self._observer.daemon = True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -124,3 +126,15 @@ def test_closing_ends_its_threads(tmp_path: Path) -> None:
     with FolderWatch(tmp_path):
         assert set(threading.enumerate()) > before
     assert set(threading.enumerate()) == before
+
+
+def test_what_the_library_warns_of_is_no_line_of_a_command(tmp_path: Path) -> None:
+    program = (
+        "import logging, pathlib, sys; from p2pfl_state.wait import FolderWatch\n"
+        "with FolderWatch(pathlib.Path(sys.argv[1])):\n"
+        "    logging.getLogger('watchdog.observers.inotify').error('called when the thread is inactive')"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=True
+    )
+    assert said.stderr == ""
