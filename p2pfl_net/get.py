@@ -76,7 +76,7 @@ def get(
 
     client = ModelClient()
     try:
-        wanted = Wanted((address,), NO_DEADLINE_S, patience_s=patience_s)
+        wanted = Wanted((address,), NO_DEADLINE_S, patience_s=patience_s, waits_for_busy=True)
         header = client.fetch(wanted, part.data, Cancellation(), note_then_progress, part.resume_point())
         atomic.settle(part.data, target)
     except MalformedModel as error:

@@ -41,7 +41,6 @@ def read_status(root: Path) -> dict[str, Any]:
         raise DirectoryUnusable(f"{root} is not a peer's state directory: give the --state of one")
     daemon_runs = lock.is_held(state.daemon_lock)
     boot = markers.read_boot_done(state) if daemon_runs else None
-    answer = markers.read_answer(state)
     return {
         "state": str(root),
         "daemon": "running" if daemon_runs else "stopped",
@@ -51,14 +50,7 @@ def read_status(root: Path) -> dict[str, Any]:
         "address": None if boot is None else boot.address,
         "peers": _count_peers(root),
         "model": _published(state),
-        "last_round": None
-        if answer is None
-        else {
-            "round": answer.round,
-            "models": len(answer.models),
-            "failed": len(answer.failed),
-            "seconds": answer.seconds,
-        },
+        "last_round": _last_round(state),
         "recent_events": list(deque(atomic.read_json_lines(state.events), maxlen=RECENT_EVENTS)),
     }
 
@@ -68,6 +60,21 @@ def _count_peers(root: Path) -> int | None:
         return len(read_peers(root)["peers"])
     except (DirectoryUnusable, MalformedFile):
         return None
+
+
+def _last_round(state: StateDir) -> dict[str, Any] | None:
+    try:
+        answer = markers.read_answer(state)
+    except MalformedFile as error:  # as after a crash of the machine: the next round replaces it
+        return {"damaged": str(error)}
+    if answer is None:
+        return None
+    return {
+        "round": answer.round,
+        "models": len(answer.models),
+        "failed": len(answer.failed),
+        "seconds": answer.seconds,
+    }
 
 
 def _published(state: StateDir) -> dict[str, Any] | None:

@@ -265,6 +265,9 @@ class Membership:
         if self._reach.confirm(dialled):
             self._known.renew(replace(self.me, addresses=self._reach.confirmed), now)
             self._out.append(Note("address_confirmed", {"address": str(dialled)}))
+        elif self._reach.is_strange(dialled):
+            remedy = f"no interface here has it: if others reach this peer there, say --advertise {dialled}"
+            self._out.append(Note("reached_elsewhere", {"address": str(dialled), "remedy": remedy}))
 
     # pinging ---------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ class Reachability:
         self._advertise = advertise
         self._candidates = [] if advertise else [Address(host, port) for host in dict.fromkeys(hosts)]
         self._confirmed = [advertise] if advertise else []
+        self._strange: list[Address] = []
 
     @property
     def confirmed(self) -> tuple[Address, ...]:
@@ -60,4 +61,16 @@ class Reachability:
         if len(self._confirmed) >= self._limit:
             return False
         self._confirmed.append(address)
+        return True
+
+    def is_strange(self, dialled: Address) -> bool:
+        """Whether a call came in through an address that is none of ours, for the first time, and nobody
+        knows a better one: a port map, say. To be told to the operator, who alone may announce it."""
+        if self._advertise is not None or dialled.is_loopback or dialled in self._candidates:
+            return False
+        if any(not address.is_loopback for address in self._confirmed):
+            return False
+        if dialled in self._strange or len(self._strange) >= self._limit:
+            return False
+        self._strange.append(dialled)
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +22,8 @@ from p2pfl_net.wire import membership
 
 JOIN_METHOD = "/p2pfl.v1.Membership/Join"
 PING_METHOD = "/p2pfl.v1.Membership/Ping"
+MAX_LITERALS = 4
+"""Addresses of one host name that are tried."""
 
 
 class Channels:
@@ -65,10 +68,10 @@ def _target(address: Address) -> str:
     return f"{family}:{address}"
 
 
-def resolve(address: Address) -> Address:
-    """The IP literal behind a host name, IPv4 first. Raises `PeerFailed` when there is none."""
+def resolve(address: Address) -> tuple[Address, ...]:
+    """The IP literals behind a host name, IPv4 first. Raises `PeerFailed` when there is none."""
     if parse_ip(address.host) is not None:
-        return address
+        return (address,)
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -76,10 +79,11 @@ def resolve(address: Address) -> Address:
             FailureKind.UNREACHABLE, f"host name not found ({error.strerror or error})"
         ) from None
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
-    literal = parse_ip(str(found[0][4][0]))
-    if literal is None:
+    literals = dict.fromkeys(parse_ip(str(entry[4][0])) for entry in found)
+    addresses = tuple(Address(literal, address.port) for literal in literals if literal is not None)
+    if not addresses:
         raise PeerFailed(FailureKind.UNREACHABLE, "the host name has no usable address")
-    return Address(literal, address.port)
+    return addresses[:MAX_LITERALS]
 
 
 class MembershipClient:
@@ -89,13 +93,24 @@ class MembershipClient:
         self._channels = Channels(MEMBERSHIP_OPTIONS)
 
     def call(self, address: Address, message: Request, timeout_s: float) -> Response:
-        """Delivers one message and returns the answer.
+        """Delivers one message and returns the answer. Of a host name each address is tried in turn.
 
         Raises `PeerFailed` when none comes within `timeout_s`, `MalformedMessage` for a wrong one.
         """
-        literal = resolve(address)
+        deadline = time.monotonic() + timeout_s
+        *others, last = resolve(address)
+        for literal in others:
+            try:
+                return self._call(literal, message, max(0.01, deadline - time.monotonic()))
+            except PeerFailed as error:
+                if error.kind is not FailureKind.UNREACHABLE:
+                    raise
+        return self._call(last, message, max(0.01, deadline - time.monotonic()))
+
+    def _call(self, literal: Address, message: Request, timeout_s: float) -> Response:
         channel = self._channels.to(literal)
-        message = replace(message, dialled=literal)
+        # A zone (fe80::1%eth0) means something on this machine only.
+        message = replace(message, dialled=Address(literal.host.partition("%")[0], literal.port))
         try:
             match message:
                 case Join():

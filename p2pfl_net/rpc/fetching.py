@@ -1,27 +1,24 @@
-"""The client's end of a model transfer: into a file, hashed on the way, resumed where it broke off."""
+"""The client's end of a model transfer: whom to call, how long to wait, what is tried again."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 from google.protobuf.message import DecodeError
 from p2pfl_proto.v1 import models_pb2 as pb
-from p2pfl_state.errors import MalformedFile
-from p2pfl_state.manifest import read_header
 from p2pfl_state.taskfile import TaskFile
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.errors import MalformedModel, PeerFailed
 from p2pfl_net.rpc.client import Channels, resolve
+from p2pfl_net.rpc.download import DiskRoom, Download, Progress
 from p2pfl_net.rpc.options import TRANSFER_OPTIONS
 from p2pfl_net.rpc.status import failure_of, is_unconnected
 from p2pfl_net.wire import models
@@ -30,11 +27,9 @@ FETCH_MODEL_METHOD = "/p2pfl.v1.Models/FetchModel"
 FETCH_TASK_METHOD = "/p2pfl.v1.Models/FetchTask"
 TASK_TIMEOUT_S = 10.0
 RETRY_PAUSE_S = 0.2
-DISK_RESERVE_BYTES = 64 << 20
-"""What a transfer leaves free on the disk."""
 
-Progress = Callable[[int, models.ModelHeader], None]
-"""(bytes received so far, header), when the header is accepted and after each chunk."""
+_ELSEWHERE = (FailureKind.WRONG_PEER, FailureKind.INCOMPATIBLE)
+"""Whoever answers there is not the peer that is wanted: another of its addresses may lead to it."""
 
 
 class Cancellation:
@@ -48,6 +43,11 @@ class Cancellation:
     def cancel(self) -> None:
         with self._lock:
             self._cancelled.set()
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Ends the call under way; the transfer may make another."""
+        with self._lock:
             call = self._call
         if call is not None:
             call.cancel()  # type: ignore[no-untyped-call]
@@ -77,21 +77,9 @@ class Wanted:
     have_weights: tuple[str, ...] = ()
     max_bytes: int = 1 << 40
     patience_s: float = 20.0
-    """How long a broken transfer is tried again without a new byte."""
-
-
-@dataclass(slots=True)
-class _Download:
-    """The state of one file over several attempts."""
-
-    draft: Path
-    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
-    received: int = 0
-    file_digest: str | None = None
-
-    def restart(self) -> None:
-        self.digest = hashlib.sha256()
-        self.received = 0
+    """How long to go on, and to call again, without a new byte."""
+    waits_for_busy: bool = False
+    """Whether to call again also a peer that asks to be called later."""
 
 
 class ModelClient:
@@ -99,6 +87,7 @@ class ModelClient:
 
     def __init__(self) -> None:
         self._channels = Channels(TRANSFER_OPTIONS, limit=64)
+        self._disk = DiskRoom()
 
     def close(self) -> None:
         self._channels.close()
@@ -117,38 +106,60 @@ class ModelClient:
         returned may say `not_modified`: then `draft` was not written. Raises `PeerFailed`,
         `MalformedModel`, `MalformedMessage`; `draft` then may hold a part, to be resumed or deleted.
         """
-        download = _Download(draft)
+        download = Download(draft)
         if resume is not None:
-            download.received, download.file_digest = resume
-            _hash_part(download)
+            download.resume(*resume)
         deadline = time.monotonic() + wanted.timeout_s
-        progressed_at, seen = time.monotonic(), download.received
-        turn = 0
+        with _watched(download, wanted, cancellation) as silent:
+            header = self._fetch_from_any(wanted, download, cancellation, progress, deadline, silent)
+        if not header.not_modified:
+            download.verify(header)
+        return header
+
+    def _fetch_from_any(
+        self,
+        wanted: Wanted,
+        download: Download,
+        cancellation: Cancellation,
+        progress: Progress,
+        deadline: float,
+        silent: threading.Event,
+    ) -> models.ModelHeader:
+        """Calls one address after the other, from where the last transfer broke off, while there is hope."""
+        left = [literal for address in wanted.addresses for literal in resolve(address)]
+        calls = 0
         while True:
-            address = wanted.addresses[turn % len(wanted.addresses)]
-            turn += 1
+            heard_at = download.heard_at
             try:
-                header = self._attempt(wanted, address, download, cancellation, progress, deadline)
+                return self._attempt(wanted, left[0], download, cancellation, progress, deadline)
             except PeerFailed as error:
+                if error.kind in _ELSEWHERE:
+                    if len(left) == 1:
+                        raise
+                    del left[0]
+                    continue
+                if error.kind is FailureKind.BUSY:
+                    if not wanted.waits_for_busy:
+                        raise
+                elif error.kind is not FailureKind.UNREACHABLE:
+                    raise
+                elif download.heard_at == heard_at:  # nothing came from there: perhaps from another
+                    left.append(left.pop(0))
+                    calls += 1
+                if silent.is_set():
+                    reason = f"no byte for {wanted.patience_s:g} s"
+                    raise PeerFailed(FailureKind.UNREACHABLE, reason) from None
                 now = time.monotonic()
-                if download.received > seen:
-                    progressed_at, seen = now, download.received
-                out_of_addresses = turn >= len(wanted.addresses) and download.file_digest is None
-                out_of_patience = now - progressed_at > wanted.patience_s or now >= deadline
-                if error.kind is not FailureKind.UNREACHABLE or out_of_addresses or out_of_patience:
+                nobody = calls >= len(left) and download.file_digest is None
+                out_of_time = now >= deadline or now - download.heard_at >= wanted.patience_s
+                if nobody or out_of_time or cancellation.wait(RETRY_PAUSE_S):
                     raise
-                if cancellation.wait(RETRY_PAUSE_S):
-                    raise
-                continue
-            if not header.not_modified:
-                _verify(download, header)
-            return header
 
     def _attempt(
         self,
         wanted: Wanted,
         address: Address,
-        download: _Download,
+        download: Download,
         cancellation: Cancellation,
         progress: Progress,
         deadline: float,
@@ -158,8 +169,7 @@ class ModelClient:
             wanted.to, wanted.task, download.received, download.file_digest, wanted.have_weights
         )
         timeout_s = max(0.01, deadline - time.monotonic())
-        literal = resolve(address)
-        method = self._channels.to(literal).unary_stream(
+        method = self._channels.to(address).unary_stream(
             FETCH_MODEL_METHOD, pb.FetchModelRequest.SerializeToString, None
         )
         try:
@@ -172,13 +182,15 @@ class ModelClient:
                 header = models.decode_header(first)
                 _check_header(header, wanted, download)
                 if not header.not_modified:
-                    _receive(call, header, download, progress)
+                    with self._disk.reserved(download, header):
+                        progress(download.received, header)
+                        download.receive(call, header, progress)
             finally:
                 cancellation.guard(None)
                 call.cancel()  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
             if is_unconnected(error):
-                self._channels.drop(literal)
+                self._channels.drop(address)
             raise failure_of(error, timeout_s) from None
         except ValueError as error:  # the channel was closed in this instant
             raise PeerFailed(FailureKind.UNREACHABLE, str(error)) from None
@@ -194,7 +206,7 @@ class ModelClient:
         cancellation: Cancellation,
     ) -> TaskFile:
         """The task that a peer serves, checked by its digest. Raises as `fetch`."""
-        method = self._channels.to(resolve(address)).unary_unary(
+        method = self._channels.to(resolve(address)[0]).unary_unary(
             FETCH_TASK_METHOD, pb.FetchTaskRequest.SerializeToString, pb.FetchTaskReply.FromString
         )
         try:
@@ -213,8 +225,33 @@ class ModelClient:
         return models.decode_task(reply, wanted)
 
 
-def _check_header(header: models.ModelHeader, wanted: Wanted, download: _Download) -> None:
-    """Refuses, before a byte is written, what was not asked for or does not fit on the disk."""
+@contextmanager
+def _watched(download: Download, wanted: Wanted, cancellation: Cancellation) -> Iterator[threading.Event]:
+    """Ends the call in which nothing has come for `patience_s`: gRPC knows only a time-out for the whole of
+    it. The event says that it was so."""
+    silent, ended = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(max(0.0, download.heard_at + wanted.patience_s - time.monotonic())):
+            if time.monotonic() >= download.heard_at + wanted.patience_s:
+                silent.set()
+                cancellation.interrupt()
+                return
+
+    if wanted.patience_s >= wanted.timeout_s:
+        yield silent
+        return
+    watcher = threading.Thread(target=watch, name="patience", daemon=True)
+    watcher.start()
+    try:
+        yield silent
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _check_header(header: models.ModelHeader, wanted: Wanted, download: Download) -> None:
+    """Refuses, before a byte is written, what was not asked for."""
     if wanted.to is not None and header.peer_id != wanted.to:
         raise PeerFailed(FailureKind.WRONG_PEER, "another peer lives there")
     if wanted.task is not None and header.manifest.task != wanted.task:
@@ -227,66 +264,3 @@ def _check_header(header: models.ModelHeader, wanted: Wanted, download: _Downloa
         raise MalformedModel(f"a model of {header.size_bytes} bytes, over the bound of {wanted.max_bytes}")
     if header.offset not in (0, download.received):
         raise MalformedModel("a transfer that begins where nobody asked")
-    free = shutil.disk_usage(download.draft.parent).free
-    if header.size_bytes - header.offset > free - DISK_RESERVE_BYTES:
-        reason = f"no space left for a model of {header.size_bytes} bytes: free some disk space"
-        raise PeerFailed(FailureKind.LOCAL, reason)
-
-
-def _receive(
-    call: grpc.CallIterator[bytes], header: models.ModelHeader, download: _Download, progress: Progress
-) -> None:
-    """Writes and hashes the chunks of one call."""
-    if header.offset == 0:
-        download.restart()
-    download.file_digest = header.file_digest
-    progress(download.received, header)
-    try:
-        handle = os.open(
-            download.draft, os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if header.offset == 0 else 0), 0o644
-        )
-        try:
-            for part in call:
-                payload = models.chunk_payload(part)
-                if download.received + len(payload) > header.size_bytes:
-                    raise MalformedModel("sends more bytes than announced")
-                _write_all(handle, payload, download.received)
-                download.digest.update(payload)
-                download.received += len(payload)
-                progress(download.received, header)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise PeerFailed(FailureKind.LOCAL, f"{download.draft}: {error.strerror}") from error
-    if download.received != header.size_bytes:
-        raise MalformedModel(f"ends after {download.received} of {header.size_bytes} bytes")
-
-
-def _write_all(handle: int, payload: memoryview, offset: int) -> None:
-    while payload:
-        written = os.pwrite(handle, payload, offset)
-        payload = payload[written:]
-        offset += written
-
-
-def _hash_part(download: _Download) -> None:
-    """Hashes the part that is already on disk."""
-    left = download.received
-    with open(download.draft, "rb") as file:
-        while left > 0:
-            piece = file.read(min(left, models.CHUNK_BYTES))
-            if not piece:
-                raise PeerFailed(FailureKind.LOCAL, f"{download.draft} is shorter than it was")
-            download.digest.update(piece)
-            left -= len(piece)
-
-
-def _verify(download: _Download, header: models.ModelHeader) -> None:
-    """The whole file: digest as announced, a sound safetensors header, the announced manifest."""
-    if download.digest.hexdigest() != header.file_digest:
-        raise MalformedModel("the bytes do not have the announced digest")
-    try:
-        if read_header(download.draft).manifest() != header.manifest:
-            raise MalformedModel("the manifest in the file is not the announced one")
-    except MalformedFile as error:
-        raise MalformedModel(str(error)) from None

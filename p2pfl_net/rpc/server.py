@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ M = TypeVar("M", bound=Message)
 POOL_THREADS = 24
 MAX_UPLOADS = 16
 MAX_REFLECTIONS = 2
-"""Together below the pool's size, so that pings never wait for uploads, nor for who asks and says no more."""
+"""Together below the pool's size, so that pings never wait for uploads or open reflection streams."""
 MAX_CONCURRENT_CALLS = 256
 
 MEMBERSHIP_SERVICE = "p2pfl.v1.Membership"
@@ -65,10 +66,7 @@ class Server:
         try:
             return self._server.add_insecure_port(target)
         except RuntimeError:
-            raise PortUnavailable(
-                f"cannot listen on {target}: the port is taken or not allowed; choose another --port, or "
-                "--port 0 to have one chosen"
-            ) from None
+            raise PortUnavailable(f"cannot listen on {target}: {_why_not(host)}") from None
 
     def start(self) -> None:
         self._server.start()
@@ -155,6 +153,17 @@ class Server:
         if task is None:
             context.abort(code_of(FailureKind.ABSENT), "no task is published here")
         return models_pb2.FetchTaskReply(task=task)
+
+
+def _why_not(host: str) -> str:
+    """Why gRPC could not bind a port of `host`, which it does not tell, and what to do."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        return f"{error.strerror}; give the --host of an interface of this machine, or :: for all"
+    return "the port is taken or not allowed; choose another --port, or --port 0 to have one chosen"
 
 
 class _Reflection:

@@ -6,6 +6,8 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,8 +21,9 @@ from p2pfl_net.core.events import FailureKind
 from p2pfl_net.errors import PeerFailed
 from p2pfl_net.rpc.serving import ServedFile
 
-PREPARED_BYTES = 1 << 30
-"""Models up to this size are hashed when they are published (a second at most), larger ones when fetched."""
+HASH_WAIT_S = 1.0
+"""How long a fetch waits for the hash of a new publication before it is told to come again: less than what
+counts as silence."""
 _READ_BYTES = 1 << 20
 
 
@@ -43,9 +46,10 @@ class PublishedModel:
     def __init__(self, state: StateDir) -> None:
         self._state = state
         self._lock = threading.Lock()
-        self._hashing = threading.Lock()
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._closed = threading.Event()
         self._checked: tuple[FileStamp, Manifest] | None = None
-        self._hashed: tuple[FileStamp, str] | None = None
+        self._hash: tuple[FileStamp, Future[str]] | None = None
 
     def stamp(self) -> FileStamp | None:
         """Changes with every publication; None: nothing is published."""
@@ -55,7 +59,7 @@ class PublishedModel:
             return None
 
     def manifest(self) -> Manifest | None:
-        """The manifest of the model published now. Raises `MalformedFile` for one that is damaged."""
+        """The manifest of the model published now. Raises `StateError` for one that cannot be served."""
         handle = self._open()
         if handle is None:
             return None
@@ -65,31 +69,35 @@ class PublishedModel:
             os.close(handle)
 
     def prepare(self) -> None:
-        """Hashes a new publication before its first fetch, unless it is so large that few may want it."""
+        """Begins to hash a new publication, before its first fetch. Does not wait."""
         handle = self._open()
-        if handle is None:
-            return
-        try:
-            if os.fstat(handle).st_size <= PREPARED_BYTES:
-                self._digest_of(handle)
-        finally:
-            os.close(handle)
+        if handle is not None:
+            try:
+                self._hash_of(handle)
+            finally:
+                os.close(handle)
+
+    def close(self) -> None:
+        """Ends a computation under way."""
+        self._closed.set()
+        self._hasher.shutdown(cancel_futures=True)
 
     @contextmanager
     def open_model(self) -> Iterator[ServedFile | None]:
         """The published model, open for as long as it is served. A damaged one is not served."""
-        handle = self._open()
-        if handle is None:
-            yield None
-            return
+        handle = None
         try:
-            try:
-                manifest = self._manifest_of(handle)
-            except StateError as error:
-                raise PeerFailed(FailureKind.ABSENT, f"the published model is damaged: {error}") from error
+            handle = self._open()
+            manifest = None if handle is None else self._manifest_of(handle)
+            if handle is None or manifest is None:
+                yield None
+                return
             yield ServedFile(handle, manifest, os.fstat(handle).st_size, self._digest_of(handle))
+        except StateError as error:
+            raise PeerFailed(FailureKind.ABSENT, f"the published model is damaged: {error}") from error
         finally:
-            os.close(handle)
+            if handle is not None:
+                os.close(handle)
 
     def task(self) -> bytes | None:
         try:
@@ -103,8 +111,10 @@ class PublishedModel:
     def _open(self) -> int | None:
         try:
             return os.open(self._state.model, os.O_RDONLY)
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise atomic.unusable(self._state.model, error) from error
 
     def _manifest_of(self, handle: int) -> Manifest:
         stamp = stamp_of(os.fstat(handle))
@@ -118,15 +128,36 @@ class PublishedModel:
         return manifest
 
     def _digest_of(self, handle: int) -> str:
-        """SHA-256 of the file, computed once a version; others wait for the same computation."""
+        """SHA-256 of the file. Raises `PeerFailed` when it is not known yet."""
+        try:
+            return self._hash_of(handle).result(HASH_WAIT_S)
+        except (FutureTimeout, CancelledError):
+            reason = "the model published here was not hashed yet, try again soon"
+            raise PeerFailed(FailureKind.BUSY, reason) from None
+        except OSError as error:
+            with self._lock:
+                self._hash = None
+            raise PeerFailed(FailureKind.LOCAL, f"the published model cannot be read: {error}") from error
+
+    def _hash_of(self, handle: int) -> Future[str]:
+        """The hash of the file, computed once a version in a thread of its own."""
         stamp = stamp_of(os.fstat(handle))
-        with self._hashing:
-            if self._hashed is not None and self._hashed[0] == stamp:
-                return self._hashed[1]
-            digest = hashlib.sha256()
-            offset = 0
-            while piece := os.pread(handle, _READ_BYTES, offset):
-                digest.update(piece)
-                offset += len(piece)
-            self._hashed = (stamp, digest.hexdigest())
-            return self._hashed[1]
+        with self._lock:
+            if self._hash is None or self._hash[0] != stamp:
+                if self._hash is not None:
+                    self._hash[1].cancel()
+                copy = os.dup(handle)
+                future = self._hasher.submit(self._compute, copy)
+                future.add_done_callback(lambda _: os.close(copy))
+                self._hash = (stamp, future)
+            return self._hash[1]
+
+    def _compute(self, handle: int) -> str:
+        digest = hashlib.sha256()
+        offset = 0
+        while piece := os.pread(handle, _READ_BYTES, offset):
+            if self._closed.is_set():
+                raise CancelledError
+            digest.update(piece)
+            offset += len(piece)
+        return digest.hexdigest()

@@ -19,8 +19,14 @@ from p2pfl_state.taskfile import TaskFile, write_task
 from p2pfl_net.core.events import FailureKind, Fetch
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import PeerFailed
-from p2pfl_net.rpc.fetching import TASK_TIMEOUT_S, Cancellation, ModelClient, Progress, Wanted
+from p2pfl_net.rpc.download import Progress
+from p2pfl_net.rpc.fetching import TASK_TIMEOUT_S, Cancellation, ModelClient, Wanted
+from p2pfl_net.runtime.claims import AlreadyComing, Claim, Claims
 from p2pfl_net.wire.models import MAX_HAVE_WEIGHTS, ModelHeader
+
+CLAIM_WAIT_SHARE = 0.25
+"""A fetch waits so large a part of its time for another of the same weights. A guess."""
+CLAIM_LOOK_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ class RoundFiles:
         self._max_model_bytes = max_model_bytes
         self._lock = threading.Lock()
         self._held: dict[PeerId, _Held] = {}
+        self._claims = Claims()
         self._verified: dict[Path, str] = {}
 
     def begin(self, request: AggregateRequest) -> None:
@@ -86,45 +93,58 @@ class RoundFiles:
         started = time.monotonic()
         path = self._state.fetched_model(order.round, order.peer_id)
         draft = temporary(path)
+        claim = Claim(self._claims)
         try:
-            header, source = self._obtain(order, draft, cancellation, progress)
+            header, source = self._obtain(order, draft, cancellation, progress, claim)
             if want_task:
                 self._fetch_task(order, started + order.timeout_s, cancellation)
             if source is not None:
                 _link(source.path, draft)
             atomic.settle_cached(draft, path)
-            size_bytes = path.stat().st_size
+            fetched = FetchedModel(
+                peer_id=order.peer_id,
+                manifest=header.manifest,
+                file_digest=header.file_digest if source is None else source.model.file_digest,
+                size_bytes=path.stat().st_size,
+                seconds=time.monotonic() - started,
+                reused=source is not None,
+            )
+            with self._lock:
+                self._held[order.peer_id] = _Held(path, fetched)
         except OSError as error:
             raise PeerFailed(FailureKind.LOCAL, f"{path}: {error.strerror or error}") from error
         finally:
+            claim.release()
             draft.unlink(missing_ok=True)
-        fetched = FetchedModel(
-            peer_id=order.peer_id,
-            manifest=header.manifest,
-            file_digest=header.file_digest if source is None else source.model.file_digest,
-            size_bytes=size_bytes,
-            seconds=time.monotonic() - started,
-            reused=source is not None,
-        )
-        with self._lock:
-            self._held[order.peer_id] = _Held(path, fetched)
         return fetched
 
     def _obtain(
-        self, order: Fetch, draft: Path, cancellation: Cancellation, progress: Progress
+        self, order: Fetch, draft: Path, cancellation: Cancellation, progress: Progress, claim: Claim
     ) -> tuple[ModelHeader, _Held | None]:
         """The header, and what already has its weights, or None when `draft` was downloaded."""
+        deadline = time.monotonic() + order.timeout_s
         have = self._have_weights(order.peer_id)
         while True:
+            left_s = max(0.01, deadline - time.monotonic())
             wanted = Wanted(
                 addresses=order.addresses,
-                timeout_s=order.timeout_s,
+                timeout_s=left_s,
                 to=order.peer_id,
                 task=order.task,
                 have_weights=have,
                 max_bytes=self._max_model_bytes,
             )
-            header = self._client.fetch(wanted, draft, cancellation, progress)
+            try:
+                header = self._client.fetch(wanted, draft, cancellation, claim.checked(progress))
+            except AlreadyComing as coming:
+                # Not for long: its sender may lie about it, and then this one is downloaded all the same.
+                claim.waits = False
+                give_up_at = time.monotonic() + CLAIM_WAIT_SHARE * left_s
+                while not coming.over.is_set() and time.monotonic() < give_up_at:
+                    if cancellation.wait(CLAIM_LOOK_S):
+                        raise PeerFailed(FailureKind.UNREACHABLE, "cancelled") from None
+                have = self._have_weights(order.peer_id)
+                continue
             if not header.not_modified:
                 return header, None
             source = self._find(order.peer_id, header.manifest.weights)

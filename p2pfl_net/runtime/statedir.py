@@ -140,7 +140,7 @@ class TrainerWatch:
         self._model_seen = stamp
         try:
             manifest = self._published.manifest()
-        except MalformedFile as error:
+        except StateError as error:
             self._on_model(None)
             self._on_damage(f"the published model is damaged and not served: {error}")
             return False

@@ -22,8 +22,8 @@ from p2pfl_net.config import ServeConfig
 from p2pfl_net.core.events import ModelPublished, Start, Stop
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.core.node import Node, PeerList
-from p2pfl_net.core.reachability import Reachability
-from p2pfl_net.errors import BootFailed, PeerFailed
+from p2pfl_net.core.reachability import LOOPBACK, Reachability
+from p2pfl_net.errors import BootFailed, PeerFailed, UsageError
 from p2pfl_net.rpc.client import MembershipClient, resolve
 from p2pfl_net.rpc.fetching import ModelClient
 from p2pfl_net.rpc.server import Server
@@ -45,7 +45,6 @@ class Daemon:
         self._instance = markers.new_instance()
         self._published = PublishedModel(self._state)
         self._model_version = 0
-        self._wall_offset_s = time.time() - time.monotonic()
 
     def serve(self) -> None:
         """Runs until a signal. Raises `NetError` or `StateError` for what stops it otherwise."""
@@ -103,6 +102,7 @@ class Daemon:
                 server.stop(config.drain_s)
                 calls.close()
                 models.close()
+                self._published.close()
         if boot_failure is not None:
             self.note("boot_failed", {"reason": boot_failure})
             boots = ", ".join(str(address) for address in config.boot)
@@ -148,7 +148,10 @@ class Daemon:
         self._say("first peer of a new network" if first else f"joined, {known} other peers known")
 
     def write_peers(self, peers: PeerList) -> None:
-        value = peers_value(peers, self._model_version, lambda at: at + self._wall_offset_s)
+        offset_s = (
+            time.time() - time.monotonic()
+        )  # anew each time: only one of them stands still in a suspend
+        value = peers_value(peers, self._model_version, lambda at: at + offset_s)
         atomic.write_json(self._state.peers, value, durable=False)
 
     def write_answer(self, answer: markers.AggregateAnswer) -> None:
@@ -167,17 +170,26 @@ def listening_hosts(host: str) -> tuple[str, ...]:
     for adapter in ifaddr.get_adapters():
         for ip in adapter.ips:
             address = ipaddress.ip_address(ip.ip if isinstance(ip.ip, str) else ip.ip[0])
-            if not address.is_link_local and address.version <= wildcard.version:
+            # Of IPv6, link-local addresses mean nothing without the name of an interface.
+            zoned = address.is_link_local and address.version == 6
+            if not zoned and address.version <= wildcard.version:
                 hosts.append(address)
+    hosts = hosts or [ipaddress.ip_address(LOOPBACK)]  # no interface is up
     return tuple(str(address) for address in sorted(dict.fromkeys(hosts), key=lambda a: a.version))
 
 
 def _resolved(address: Address) -> Address:
     """`--advertise` as an IP literal, for records carry no names that others would have to look up."""
     try:
-        return resolve(address)
+        literal, *_ = resolve(address)
     except PeerFailed as error:
-        raise BootFailed(f"--advertise {address}: {error}; give an IP address") from None
+        raise UsageError(f"--advertise {address}: {error}; give an IP address") from None
+    if literal.is_loopback and not address.is_loopback:
+        raise UsageError(
+            f"--advertise {address}: the name means {literal.host} on this machine, which no other reaches: "
+            "give its IP address"
+        )
+    return literal
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pfl_net.core.events import Ack, Join, JoinReply, Ping, Record, Send, Sender, Status
+from p2pfl_net.core.events import Ack, Join, JoinReply, Note, Ping, Record, Send, Sender, Status
 from p2pfl_net.core.ids import Address
 from p2pfl_net.core.reachability import Reachability
 from tests.core.network import LOOPBACK, Network, Peer, peer_id
@@ -241,3 +241,17 @@ def test_any_loopback_spelling_confirms_the_one_and_remote_ones_come_first() -> 
     assert reach.confirm(Address("10.0.0.1", 8000))
     assert not reach.confirm(Address("10.0.0.1", 8000))
     assert reach.confirmed == (Address("10.0.0.1", 8000), Address(LOOPBACK, 8000))
+
+
+def test_a_first_peer_behind_a_port_map_is_told_where_others_reach_it() -> None:
+    network = Network(1)
+    container = network.machine(bridges=("172.17.0.2",), outside="198.51.100.7")
+    outside = Address("198.51.100.7", 8000)
+    first = network.start(network.peer("first", container))
+    for number in range(3):
+        network.start(network.peer(f"joiner {number}"), outside)
+    network.run(5)
+    notes = [out for out in first.of(Note) if isinstance(out, Note) and out.event == "reached_elsewhere"]
+    assert [note.fields["address"] for note in notes] == [str(outside)]
+    assert "--advertise 198.51.100.7:8000" in str(notes[0].fields["remedy"])
+    assert outside not in first.node.membership.me.addresses, "only the operator may announce it"

@@ -91,3 +91,11 @@ def test_damaged_files_are_told_or_survived(network: Network, command: str, cont
         assert said.returncode in (0, 3)
         assert "Traceback" not in said.stderr
         assert said.stderr.count("\n") <= 1
+
+
+def test_the_status_with_an_answer_that_a_power_cut_damaged(network: Network) -> None:
+    peer = network.start()
+    peer.state.aggregate_done.write_bytes(b"")
+    last_round = told("status", peer)["last_round"]
+    assert isinstance(last_round, dict)
+    assert ".AGGREGATE_DONE" in last_round["damaged"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 
 import grpc
@@ -11,7 +12,7 @@ from p2pfl_proto.v1.models_pb2 import FetchModelRequest
 from tests.rpc.fake_trainer import FakeTrainer
 from tests.rpc.model_files import ModelFile, assemble, make_model, publish
 from tests.rpc.peers import Network
-from tests.rpc.scripted_peer import ScriptedPeer, header_part, honest
+from tests.rpc.scripted_peer import ScriptedPeer, header_part, honest, stall
 
 SIZE_BYTES = 5_000_000
 
@@ -54,6 +55,33 @@ def test_the_same_weights_of_another_peer(network: Network) -> None:
         assert {m.peer_id: m.reused for m in answer.models} == {first.peer_id: True, second.peer_id: True}
         assert {m.manifest.samples for m in answer.models} == {101, 7}
         assert {m.manifest.weights for m in answer.models} == {model.manifest.weights}
+
+
+def test_the_same_weights_of_two_peers_at_once_are_downloaded_once(network: Network) -> None:
+    asker, first, second = network.chain(3)
+    model = publish(first.state, make_model(1, SIZE_BYTES))
+    publish(second.state, same_weights(model))
+    asker.wait_published([first.peer_id, second.peer_id])
+    with FakeTrainer(asker.state) as trainer:
+        answer = trainer.ask(fan_out=2)
+    assert sorted(m.reused for m in answer.models) == [False, True]
+    assert {m.manifest.samples for m in answer.models} == {101, 7}
+
+
+def test_a_liar_that_announces_the_weights_of_another_and_stalls_does_not_keep_them_away(
+    network: Network,
+) -> None:
+    def stalls(request: FetchModelRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield header_part(request, true)
+        stall(context)
+
+    asker, other = network.chain(2)
+    true = publish(other.state, make_model(1, SIZE_BYTES))
+    with FakeTrainer(asker.state) as trainer, ScriptedPeer(stalls) as liar:
+        liar.join(asker)
+        asker.wait_published([other.peer_id, liar.peer_id])
+        answer = trainer.ask(fan_out=2, deadline_s=4.0)
+    assert [(m.peer_id, m.file_digest) for m in answer.models] == [(other.peer_id, true.digest)]
 
 
 def test_weights_whose_files_were_deleted_are_fetched_again(network: Network) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,9 @@ from p2pfl_state.errors import DirectoryInUse
 from p2pfl_state.layout import StateDir
 
 from p2pfl_net.config import ServeConfig
+from p2pfl_net.core.ids import Address
+from p2pfl_net.errors import UsageError
+from p2pfl_net.runtime import supervisor
 from p2pfl_net.runtime.supervisor import Daemon
 from tests.processes import Processes, wait_for
 from tests.rpc.peers import Network, Peer, run_command
@@ -61,6 +65,36 @@ def test_an_address_that_nobody_can_dial_is_not_advertised(tmp_path: Path, adver
     assert said.returncode == 2
     assert said.stderr.count("\n") == 1
     assert "--advertise" in said.stderr
+
+
+def test_a_name_to_advertise_that_does_not_exist_is_wrong_usage(tmp_path: Path) -> None:
+    said = run_command(
+        *("serve", "--port", "0", "--state", tmp_path / "state", "--advertise", "no-such-host.invalid:8000")
+    )
+    assert (said.returncode, "--advertise" in said.stderr) == (2, True)
+
+
+def test_a_name_that_means_loopback_here_is_not_advertised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Debian has it for the own host name."""
+    monkeypatch.setattr(supervisor, "resolve", lambda address: (Address("127.0.1.1", address.port),))
+    with pytest.raises(UsageError, match="no other reaches"):
+        supervisor._resolved(Address("this-machine", 8000))
+    assert supervisor._resolved(Address("localhost", 8000)) == Address("127.0.1.1", 8000)
+
+
+def test_a_host_that_no_interface_has(tmp_path: Path) -> None:
+    said = run_command("serve", "--host", "192.0.2.1", "--port", "0", "--state", tmp_path / "state")
+    assert said.returncode == 5
+    assert "--host" in said.stderr
+    assert "taken" not in said.stderr
+
+
+def test_a_machine_without_an_interface(network: Network) -> None:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("a machine of its own needs root, and util-linux")
+    peer = network.peer(prefix=["unshare", "--net", "--"])
+    peer.start(host="0.0.0.0")
+    assert peer.stop() == 0
 
 
 def test_a_chosen_port_is_told(network: Network) -> None:
