@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from p2pfl_state.errors import StateError
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PROGRAM = "p2pfl-train"
 LOG_WIDTH = 160
 EXIT_STATE = 3
 EXIT_INTERRUPTED = 130
@@ -50,7 +51,6 @@ EPILOG = (
 app = typer.Typer(
     help="The trainer of a peer: learns from private data, publishes weights, averages with its peers.",
     epilog=EPILOG,
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -263,16 +263,19 @@ def plot(
 def main() -> None:
     """Runs the command line: errors become one line and the exit code that `errors.py` documents."""
     try:
-        app()
+        code = app(prog_name=PROGRAM, standalone_mode=False)  # by itself typer would draw boxes
+    except typer.TyperException as error:  # what it found wrong with the command line
+        _fail(f"{error.format_message().rstrip('.')}; see --help", error.exit_code)
     except TrainError as error:
-        _fail(error, error.exit_code)
+        _fail(str(error), error.exit_code)
     except StateError as error:
-        _fail(error, EXIT_STATE)
+        _fail(str(error), EXIT_STATE)
+    sys.exit(code or 0)
 
 
-def _fail(error: Exception, code: int) -> None:
-    line = " ".join(str(error).split())
-    typer.echo(f"p2pfl-train: {line}", err=True)
+def _fail(text: str, code: int) -> NoReturn:
+    line = " ".join(text.split())
+    typer.echo(f"{PROGRAM}: {line}", err=True)
     sys.exit(code)
 
 

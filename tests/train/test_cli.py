@@ -91,10 +91,31 @@ def test_threads_that_no_machine_runs_are_one_line(
     assert "--threads" in fails(capsys, 2, name, "--state", trained.root, *images, "--threads", threads)
 
 
-def test_an_unknown_option_is_a_usage_error(capsys: Capture) -> None:
-    code, _, err = call(capsys, "run", "--state", "s", "--bogus")
-    assert code == 2
-    assert "--bogus" in err
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--state", "s", "--bogus"], "--bogus"),
+        (["run", "--state", "s", "--lr", "abc"], "--lr"),
+        (["run", "--state", "s", "--lr"], "--lr"),
+        (["run"], "--state"),
+        (["predict", "--state", "s"], "IMAGE"),
+        (["evaluate", "--state", "s", "word"], "word"),
+        (["fly"], "fly"),
+        ([], "command"),
+    ],
+)
+def test_what_is_no_command_line_is_one_line(capsys: Capture, arguments: list[str], words: str) -> None:
+    line = fails(capsys, 2, *arguments)
+    assert words in line
+    assert line.endswith("; see --help\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["evaluate"], ["predict"], ["plot"]])
+def test_help_is_printed(capsys: Capture, arguments: list[str]) -> None:
+    code, out, err = call(capsys, *arguments, "--help")
+    assert (code, err) == (0, "")
+    assert "Usage: p2pfl-train" in out
+    assert "Exit codes" in out
 
 
 def test_without_a_daemon_the_exit_code_is_4(
