@@ -131,7 +131,8 @@ def run(
         from p2pfl_train import loop
         from p2pfl_train.startup import TaskSource
 
-        loop.run(run_options, TaskSource(task_options, join, accepted), _console(), stop)
+        source = TaskSource(task_options, join, accepted)
+        loop.run(run_options, source, _console(), stop, stop.training_begins)
 
 
 def _task_options(
@@ -173,7 +174,7 @@ def _set_nice(nice: int) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[StopSignals]:
-    """Entered before torch is imported: that takes seconds, in which a signal must not be lost."""
+    """Entered before torch is imported: that takes seconds, in which a signal must end us cleanly."""
     try:
         with StopSignals() as stop:
             yield stop

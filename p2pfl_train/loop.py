@@ -49,8 +49,17 @@ MAX_DIVERGED = 3
 """So many cycles in a row may end in NaN before we give up."""
 
 
-def run(options: RunOptions, source: TaskSource, console: Console, stop: Callable[[], bool]) -> None:
-    """Trains until an option or `stop` ends it. Raises `TrainError`, `StateError`."""
+def run(
+    options: RunOptions,
+    source: TaskSource,
+    console: Console,
+    stop: Callable[[], bool],
+    training_begins: Callable[[], None] = lambda: None,
+) -> None:
+    """Trains until an option or `stop` ends it. Raises `TrainError`, `StateError`.
+
+    `training_begins` is called once everything is loaded: from there on an end has something to save.
+    """
     options.check()
     torch.set_num_threads(options.threads)
     state = StateDir(options.state)
@@ -76,6 +85,7 @@ def run(options: RunOptions, source: TaskSource, console: Console, stop: Callabl
             learner.counters = replace(learner.counters, data=data_record(source.options))
             if learner.published is not None:
                 report.say(f"goes on from cycle {learner.counters.cycle}, version {learner.counters.version}")
+            training_begins()
             Loop(options, learner, exchange, report, stop).run(peers=record.peers)
     finally:
         lock.release()

@@ -1,27 +1,39 @@
-"""SIGTERM and SIGINT as a question that the loop asks; a second SIGINT as an order."""
+"""SIGTERM and SIGINT: an end at once before the training, then a question that the loop asks; a second
+SIGINT as an order."""
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 
 class StopSignals:
-    """While entered, SIGTERM or SIGINT makes the object true when called.
+    """While entered, SIGTERM or SIGINT ends the process with exit code 0, until `training_begins`.
 
-    A second SIGINT raises `KeyboardInterrupt` where it strikes. The handler does nothing but set a
-    flag: anything that takes a lock could wait there for the very thread that it interrupted.
+    From then on it makes the object true when called, and a second SIGINT raises `KeyboardInterrupt`
+    where it strikes. The handler takes no lock: it could wait there for the very thread that it
+    interrupted.
     """
 
     def __init__(self) -> None:
+        self._training = False
         self._requested = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> bool:
         return self._requested
 
+    def training_begins(self) -> None:
+        """From now on there is something to save, so that an end takes a moment."""
+        self._training = True
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._training:
+            # Not by an exception: what is interrupted here (imports, the user's code, a download) may
+            # swallow it. A process that ends at any point leaves a sound directory, see CONTRACT.md.
+            os._exit(0)
         if self._requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._requested = True
