@@ -52,8 +52,6 @@ class Learner:
     """None for a peer without training data."""
     batches: Batches | None
     counters: Counters
-    tensors: Mapping[str, Tensor] = field(init=False)
-    """The weights as they are stored; writing to them changes the model."""
     parents: list[Parent] = field(default_factory=list)
     """What was averaged in since the last publication."""
     published: Manifest | None = None
@@ -61,8 +59,14 @@ class Learner:
     """What the network gave to begin with; None for the weights that the task's seed gives."""
     _saved_at_s: float = float("-inf")
 
-    def __post_init__(self) -> None:
-        self.tensors = stored_tensors(self.model)
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The weights as they are stored; writing to them changes the model.
+
+        Asked for anew each time: a model may give a parameter or a buffer other memory in any step
+        (weight clipping that assigns `.data`, a running mean that assigns the buffer).
+        """
+        return stored_tensors(self.model)
 
     @property
     def samples(self) -> int:
