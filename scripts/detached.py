@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,12 +74,23 @@ def start(state: StateDir, options: Sequence[str], asked: Callable[[], bool]) ->
     """Starts the pair in a session of its own and waits until its network is up.
 
     None when `asked` came first; then, and after an error, nothing of it runs. Raises `ScriptFailed`
-    with the last lines of what the supervisor said, `StateError`.
+    with the last lines of what the supervisor said, `StateError`: `DirectoryInUse` also while another
+    start is under way, whose record and log this one would replace.
     """
     home.prepare(state)
+    with _held(state):
+        return _start(state, options, asked)
+
+
+def _start(state: StateDir, options: Sequence[str], asked: Callable[[], bool]) -> markers.BootDone | None:
     for path in (state.daemon_lock, state.trainer_lock):
         if lock.is_held(path):
             raise DirectoryInUse(f"{state.root} is in use by another {path.stem}: stop it first")
+    earlier = _Record.read(state)
+    if earlier is not None and start_of(earlier.pid) == earlier.started:
+        raise DirectoryInUse(
+            f"{state.root} is in use by a pair started before, process {earlier.pid}: stop it first"
+        )
     with open(state.launcher_log, "wb") as output:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "scripts", "run", f"--state={state.root}", *options],
@@ -89,25 +100,39 @@ def start(state: StateDir, options: Sequence[str], asked: Callable[[], bool]) ->
             start_new_session=True,
         )
     started = start_of(supervisor.pid)
-    if started is not None:
-        _Record(supervisor.pid, started, _size(state.metrics)).write(state)
     give_up_at_s = time.monotonic() + JOIN_PATIENCE_S
+    marker = None
     try:
+        if started is not None:
+            _Record(supervisor.pid, started, _size(state.metrics)).write(state)
         while not asked():
             if supervisor.poll() is not None:
                 raise ScriptFailed(_last_words(state) or f"it ended with {supervisor.returncode}")
-            if (marker := markers.read_boot_done(state)) is not None and lock.is_held(state.daemon_lock):
+            if lock.is_held(state.daemon_lock) and (marker := markers.read_boot_done(state)) is not None:
                 return marker
             if time.monotonic() >= give_up_at_s:
                 raise ScriptFailed(
                     f"its network is not up after {JOIN_PATIENCE_S:g} s; see {state.root}/daemon.log"
                 )
             time.sleep(pairs.LOOK_S)
-    except BaseException:
-        stop(state)
-        raise
-    stop(state)
-    return None
+        return None
+    finally:
+        if marker is None:
+            if started is not None:
+                _end_pair(state, supervisor.pid, started)
+            supervisor.wait()
+            atomic.remove(state.launcher)
+
+
+@contextlib.contextmanager
+def _held(state: StateDir) -> Iterator[None]:
+    """While `launcher.json` is ours to replace or remove. Raises `DirectoryInUse`."""
+    held = lock.ProcessLock(state.launcher_lock)
+    held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def check(state: StateDir, asked: Callable[[], bool]) -> bool:
@@ -140,15 +165,25 @@ def _last_words(state: StateDir) -> str:
 def stop(state: StateDir) -> bool:
     """Ends the pair that `launcher.json` names; whether it was running. Waits are bounded.
 
-    Raises `ScriptFailed` when something still holds the directory, `StateError`.
+    Also one that is just being started. Raises `ScriptFailed` when something still holds the directory,
+    `StateError`.
     """
     record = _Record.read(state)
     if record is None:
         return False
-    ended = _end(record.pid, record.started)
+    ended = _end_pair(state, record.pid, record.started)
+    # A start that is under way notices the end of what it started, and removes the record itself.
+    with contextlib.suppress(DirectoryInUse), _held(state):
+        if _Record.read(state) == record:
+            atomic.remove(state.launcher)
+    return ended
+
+
+def _end_pair(state: StateDir, pid: int, started: str) -> bool:
+    """Ends what supervises the pair, and with it the pair; whether it was running."""
+    ended = _end(pid, started)
     if ended and not _wait(lambda: not _in_use(state), GONE_PATIENCE_S):
         raise ScriptFailed(f"a process that was not launched here uses {state.root}: it was left alone")
-    atomic.remove(state.launcher)
     return ended
 
 

@@ -108,6 +108,10 @@ class StateDir:
         return self.root / "launcher.json"
 
     @property
+    def launcher_lock(self) -> Path:
+        return self.root / "launcher.lock"
+
+    @property
     def launcher_log(self) -> Path:
         return self.root / "launcher.log"
 

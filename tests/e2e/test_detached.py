@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 from p2pfl_state import atomic, lock, markers
+from p2pfl_state.errors import DirectoryInUse, DirectoryUnusable
 from p2pfl_state.layout import CONTRACT_VERSION, StateDir
 
 from scripts import detached
@@ -87,6 +89,78 @@ def sleeper(processes: Processes, *, deaf: bool = False) -> Process:
     process = processes.start_python("sleeper", "-c", f"import signal;{ignore}print('up');signal.pause()")
     process.wait_output("up")
     return process
+
+
+def test_of_two_starts_at_once_one_has_the_pair_and_it_can_be_ended(
+    processes: Processes, tmp_path: Path
+) -> None:
+    state = StateDir(tmp_path / "peer")
+    both = [start(processes, state) for _ in range(2)]
+    try:
+        assert sorted(process.wait() for process in both) == [0, 3]
+        (refused,) = (process for process in both if process.wait() == 3)
+        assert json.loads(refused.output().splitlines()[0]) == {"in_use": True}
+    finally:
+        ended = end(processes, state)
+    assert ended == {"ended": True}
+    assert not lock.is_held(state.daemon_lock)
+    assert not lock.is_held(state.trainer_lock)
+
+
+def test_a_start_keeps_out_of_one_that_is_under_way(processes: Processes, tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "peer")
+    state.root.mkdir()
+    state.launcher_log.write_text("of the other")
+    other = lock.ProcessLock(state.launcher_lock)
+    other.acquire()
+    try:
+        refused = start(processes, state)
+        assert refused.wait() == 3
+    finally:
+        other.release()
+    assert "is in use by another launcher" in refused.output()
+    assert state.launcher_log.read_text() == "of the other"
+    assert not state.launcher.exists()
+
+
+def test_a_start_keeps_out_while_the_recorded_process_lives(processes: Processes, tmp_path: Path) -> None:
+    """Its pair may hold no lock: not yet, or because it is being ended."""
+    state = StateDir(tmp_path / "peer")
+    supervisor = sleeper(processes)
+    started = detached.start_of(supervisor.pid)
+    assert started is not None
+    record(state, supervisor.pid, started)
+    before = state.launcher.read_bytes()
+    with pytest.raises(DirectoryInUse, match=f"started before, process {supervisor.pid}: stop it first"):
+        detached.start(state, DIGITS[1:], lambda: False)
+    assert state.launcher.read_bytes() == before
+    assert not state.launcher_log.exists()
+
+
+def test_a_pair_that_cannot_be_recorded_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No `launcher.json`, no way to stop it. What is left running fails the test (see conftest)."""
+    state = StateDir(tmp_path / "peer")
+
+    def full(path: Path, value: object) -> None:
+        raise DirectoryUnusable(f"no space left to write {path}")
+
+    monkeypatch.setattr(atomic, "write_json", full)
+    with pytest.raises(DirectoryUnusable, match=r"launcher\.json"):
+        detached.start(state, DIGITS[1:], lambda: False)
+    assert not lock.is_held(state.daemon_lock)
+    assert not lock.is_held(state.launcher_lock)
+
+
+def test_a_stop_ends_a_start_that_is_under_way(processes: Processes, tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "peer")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a boot peer that never answers
+        boot = f"--boot=127.0.0.1:{silent.getsockname()[1]}"
+        starting = start(processes, state, *DIGITS, boot)
+        wait_for(lambda: state.launcher.exists() and lock.is_held(state.daemon_lock), what="the daemon")
+        assert end(processes, state) == {"ended": True}
+        assert starting.wait() == 1
+    assert not state.launcher.exists()
+    assert not lock.is_held(state.launcher_lock)
 
 
 def test_a_process_id_that_was_given_to_another_program_is_not_signalled(
