@@ -58,8 +58,8 @@ def check(state: StateDir) -> bool:
     if fields.text("host") != host_id():
         raise ForeignDirectory(
             f"{state.root} belongs to another host: choose another --state DIR, such as "
-            f"state/{socket.gethostname()}-PORT on a shared disk; or, if that host is gone for good, or is this "
-            "one under another name (a container made anew), delete home.json in it"
+            f"state/{socket.gethostname()}-PORT on a shared disk; or, if that host is gone for good, or is "
+            "this one under another name (a container made anew), delete home.json in it"
         )
     if fields.integer("inode", high=2**64) != _inode(state):
         raise ForeignDirectory(
