@@ -29,6 +29,7 @@ class FirstLook:
         self.looks += 1
         if self.looks == 1:
             self._act.start()
+            return None  # however quick it is
         return self.path.read_bytes() if self.path.exists() else None
 
 
