@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from p2pfl_state.atomic import read_bounded
 from p2pfl_state.errors import MalformedFile, StateError, UnknownContract
@@ -45,6 +45,7 @@ LIVENESS_S = 0.25
 MAX_PEERS_BYTES = 64 << 20
 
 Check = Callable[[AggregateAnswer], Checked]
+Marker = TypeVar("Marker")
 
 
 @dataclass(frozen=True)
@@ -96,22 +97,24 @@ def peers_of_other_tasks(state: StateDir, task: str) -> int:
     )
 
 
-def next_round(state: StateDir, remembered: int) -> int:
-    """The first round that no life of this trainer has asked for.
+def sound(read: Callable[[StateDir], Marker | None], state: StateDir) -> Marker | None:
+    """The marker that `read` finds; None also for a damaged one.
 
-    A marker that a power failure left damaged counts for nothing. Raises `StateError`.
+    Markers are not synced, so a power failure can leave one empty or cut short: it speaks to nobody.
+    Raises `StateError`, for a marker of an unknown contract too.
     """
-    rounds = [remembered]
-    for read in (read_request, read_answer):
-        try:
-            marker = read(state)
-        except UnknownContract:
-            raise
-        except MalformedFile:
-            continue
-        if marker is not None:
-            rounds.append(marker.round)
-    return 1 + max(rounds)
+    try:
+        return read(state)
+    except UnknownContract:
+        raise
+    except MalformedFile:
+        return None
+
+
+def next_round(state: StateDir, remembered: int) -> int:
+    """The first round that no life of this trainer has asked for. Raises `StateError`."""
+    request, answer = sound(read_request, state), sound(read_answer, state)
+    return 1 + max(remembered, request.round if request else 0, answer.round if answer else 0)
 
 
 def judge(answer: AggregateAnswer) -> str | None:
@@ -271,7 +274,7 @@ class Exchange:
         seen = (found.st_ino, found.st_mtime_ns, found.st_size)
         if seen == self._answer_seen:
             return
-        answer = read_answer(self._state)
+        answer = sound(read_answer, self._state)
         self._answer_seen = seen
         if answer is None or answer.instance != self._instance or answer.round != current.round:
             return
@@ -287,7 +290,7 @@ class Exchange:
             current.checked_at_s = self._clock()
 
     def _look_for_daemon(self) -> None:
-        boot = read_boot_done(self._state) if is_held(self._state.daemon_lock) else None
+        boot = sound(read_boot_done, self._state) if is_held(self._state.daemon_lock) else None
         if boot is None or self._accepted is None or boot.instance != self._accepted.instance:
             # The loss of the daemon that saw the request is told by `take` before a new life counts.
             self._accepted = boot if self._outstanding is None else None

@@ -251,9 +251,52 @@ def test_a_pause_ends_when_told(exchange: Exchange) -> None:
     exchange.pause(1e6, lambda: next(looks, None) is None)
 
 
-def test_a_damaged_marker_counts_for_nothing_but_an_unknown_contract_stops(state: StateDir) -> None:
-    state.aggregate.write_bytes(b"\0" * 40)
+DAMAGED = pytest.mark.parametrize(
+    "damage", [b"", b"\0" * 40, b'{"contract": 1, "instance'], ids=["empty", "zeros", "cut short"]
+)
+
+
+@DAMAGED
+def test_a_damaged_marker_counts_for_nothing_but_an_unknown_contract_stops(
+    state: StateDir, damage: bytes
+) -> None:
+    state.aggregate.write_bytes(damage)
     assert next_round(state, 7) == 8
     state.aggregate.write_bytes(b'{"contract": 999}')
     with pytest.raises(UnknownContract):
         next_round(state, 7)
+
+
+@DAMAGED
+def test_a_damaged_answer_of_an_earlier_life_is_no_answer(
+    state: StateDir, exchange: Exchange, damage: bytes
+) -> None:
+    state.aggregate_done.write_bytes(damage)
+    with FakeDaemon(state, silent=True) as daemon:
+        exchange.wait_for_boot()
+        exchange.ask(WISH)
+        assert exchange.wait(lambda: bool(daemon.requests)) is None
+        daemon.answer(daemon.requests[0])
+        assert answered(exchange).round == 1
+
+
+def test_an_answer_of_an_unknown_contract_stops(state: StateDir, exchange: Exchange) -> None:
+    with FakeDaemon(state, silent=True):
+        exchange.wait_for_boot()
+        exchange.ask(WISH)
+        state.aggregate_done.write_bytes(b'{"contract": 999}')
+        with pytest.raises(UnknownContract):
+            exchange.take()
+
+
+@DAMAGED
+def test_a_damaged_boot_marker_is_waited_past(state: StateDir, exchange: Exchange, damage: bytes) -> None:
+    """A daemon that has its lock removes the marker of its last life a moment later."""
+    with FakeDaemon(state):
+        good = state.boot_done.read_bytes()
+        state.boot_done.write_bytes(damage)
+        exchange.poll()
+        assert not exchange.ready
+        state.boot_done.write_bytes(good)
+        exchange.wait_for_boot()
+        assert exchange.ready
