@@ -20,6 +20,7 @@ from p2pfl_train.checkpoint import Counters
 from p2pfl_train.config import OptimiserOptions, TrainingOptions
 from p2pfl_train.errors import ModelError, TrainError, one_line
 from p2pfl_train.task import Task
+from p2pfl_train.taskspec import initial_seed
 from p2pfl_train.tensors import stored_tensors
 from p2pfl_train.weights import TensorFile, copy_into, load_published, save_model
 
@@ -167,8 +168,6 @@ class Learner:
 
 def fresh_model(task: Task) -> nn.Module:
     """The model with the weights that every peer of the task starts with when it starts alone."""
-    from p2pfl_train.tasks import initial_seed
-
     torch.manual_seed(initial_seed(task.spec.digest))
     try:
         return task.build_model()

@@ -22,7 +22,8 @@ from p2pfl_train.exchange import Exchange, Wish
 from p2pfl_train.learner import Learner, fresh_model, make_optimiser
 from p2pfl_train.report import CycleRecord
 from p2pfl_train.task import Task
-from p2pfl_train.tasks import TaskOptions, join_task, located, spec_to_taskfile
+from p2pfl_train.tasks import TaskOptions, join_task, located
+from p2pfl_train.taskspec import spec_to_taskfile
 from p2pfl_train.tensors import layout_of
 from p2pfl_train.weights import TensorFile, copy_into, load_published
 

@@ -31,21 +31,8 @@ from p2pfl_train.datasets.preprocess import expects_pixels, preprocess_function
 from p2pfl_train.errors import DataError, UsageError
 from p2pfl_train.paths import expanded
 from p2pfl_train.task import Task, TaskSpec
-from p2pfl_train.taskspec import initial_seed, spec_from_taskfile, spec_to_taskfile
+from p2pfl_train.taskspec import spec_from_taskfile
 from p2pfl_train.usertask import is_function, user_task
-
-__all__ = [
-    "ClassificationTask",
-    "TaskOptions",
-    "build_task",
-    "describe",
-    "initial_seed",
-    "join_task",
-    "located",
-    "spec_from_taskfile",
-    "spec_to_taskfile",
-]
-
 
 LARGE_COLUMN = 10.0
 """A mean or spread above this is not what a network's first layer expects. A guess."""

@@ -20,15 +20,8 @@ from rich.console import Console
 from p2pfl_train.datasets.examples import Examples
 from p2pfl_train.errors import DataError, ModelError, TrainError, UsageError
 from p2pfl_train.task import Task
-from p2pfl_train.tasks import (
-    TaskOptions,
-    build_task,
-    describe,
-    initial_seed,
-    join_task,
-    spec_from_taskfile,
-    spec_to_taskfile,
-)
+from p2pfl_train.tasks import TaskOptions, build_task, describe, join_task
+from p2pfl_train.taskspec import initial_seed, spec_from_taskfile, spec_to_taskfile
 
 torch.set_num_threads(1)
 
