@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +11,13 @@ import torch
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Manifest
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from p2pfl_train import weights
+from p2pfl_train import checkpoint, weights
 from p2pfl_train.aggregate import Contribution
 from p2pfl_train.batches import Batches
 from p2pfl_train.checkpoint import Counters
-from p2pfl_train.config import OptimiserOptions
+from p2pfl_train.config import OptimiserName, OptimiserOptions
 from p2pfl_train.learner import Learner, fresh_model, make_optimiser
 from p2pfl_train.tasks import TaskOptions, build_task
 from p2pfl_train.tensors import digest_of, stored_tensors
@@ -115,3 +116,58 @@ def test_a_recovery_reaches_a_model_that_assigns_its_tensors_anew(
     made.recover()
     for name, tensor in made.model.state_dict().items():
         assert torch.equal(tensor, good[name]), name
+
+
+class Branching(nn.Module):
+    """A model whose second layer learns only in the steps that `runs` says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.runs = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(x) if self.runs else x
+
+
+def branching() -> Branching:
+    torch.manual_seed(0)
+    return Branching()
+
+
+def take_steps(model: Branching, optimiser: Optimizer, runs: Sequence[bool], first: int = 0) -> None:
+    for number, model.runs in enumerate(runs, first):
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(model(x).square().mean())
+        optimiser.step()
+
+
+@pytest.mark.parametrize("runs", [[True] * 5, [False, False, True, False, True]], ids=["always", "later"])
+def test_the_steps_are_those_of_pytorchs_plain_optimiser(runs: list[bool]) -> None:
+    """Also for a branch that gets its first gradient in a later step."""
+    ours, plain = branching(), branching()
+    take_steps(ours, make_optimiser(ours, OptimiserOptions(learning_rate=0.1)), runs)
+    take_steps(plain, torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), runs)
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_branch_may_learn_first_after_a_restart_or_a_recovery(tmp_path: Path, name: OptimiserName) -> None:
+    options = OptimiserOptions(name=name, learning_rate=0.1)
+    whole, early = branching(), branching()
+    take_steps(whole, make_optimiser(whole, options), [False, False, True, True])
+    before = make_optimiser(early, options)
+    take_steps(early, before, [False, False])
+    checkpoint.save(tmp_path / "trainer", before, Counters("a" * 64))
+    saved = checkpoint.load(tmp_path / "trainer")
+    assert saved is not None
+    restored = make_optimiser(early, options)
+    saved.restore(restored)
+    take_steps(early, restored, [True, True], first=2)
+    for one, other in zip(early.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other)
+    restored.state.clear()  # what a recovery does
+    take_steps(early, restored, [False, True])
