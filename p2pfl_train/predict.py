@@ -21,7 +21,14 @@ from p2pfl_train import checkpoint
 from p2pfl_train.batches import size_of
 from p2pfl_train.datasets.images import read_image
 from p2pfl_train.datasets.preprocess import expects_pixels
-from p2pfl_train.errors import DataError, ModelError, SourceNotAccepted, UsageError, WeightsRefused
+from p2pfl_train.errors import (
+    DataError,
+    ModelError,
+    SourceNotAccepted,
+    UsageError,
+    WeightsRefused,
+    one_line,
+)
 from p2pfl_train.evaluate import Evaluation, evaluate
 from p2pfl_train.learner import fresh_model
 from p2pfl_train.models import REGISTRY, architecture
@@ -180,7 +187,8 @@ def _table(published: Published, measured: Evaluation, *, matrix: bool) -> Table
 def classify(published: Published, paths: Sequence[Path]) -> list[dict[str, Any]]:
     """For each image file its class and the probabilities of all classes, as JSON values.
 
-    An image at a time: the memory does not depend on how many there are. Raises `DataError`.
+    An image at a time: the memory does not depend on how many there are. Raises `DataError`,
+    `ModelError`.
     """
     spec = published.task.spec
     if len(spec.input_shape) != 3 or spec.input_shape[0] not in (1, 3) or not spec.classes:
@@ -191,8 +199,12 @@ def classify(published: Published, paths: Sequence[Path]) -> list[dict[str, Any]
         )
     results = []
     for path in paths:
-        inputs = published.task.preprocess(read_image(path, spec.input_shape)[None])
-        probabilities = published.model(inputs).softmax(dim=1)[0].tolist()
+        image = read_image(path, spec.input_shape)[None]
+        try:
+            output = published.model(published.task.preprocess(image))
+            probabilities = output.softmax(dim=1)[0].tolist()
+        except Exception as error:  # the model may be a user's own code
+            raise ModelError(f"the model cannot classify {path}: {one_line(error)}") from error
         best = max(range(len(spec.classes)), key=probabilities.__getitem__)
         results.append(
             {
