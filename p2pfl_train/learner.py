@@ -40,7 +40,7 @@ def make_optimiser(model: nn.Module, options: OptimiserOptions) -> Optimizer:
     if options.name == "adam":
         return torch.optim.Adam(parameters, lr=rate, fused=fused)
     optimiser = torch.optim.SGD(parameters, lr=rate, momentum=options.momentum, fused=fused)
-    if fused and options.momentum > 0:
+    if options.momentum > 0:
         optimiser.register_step_pre_hook(_complete_momentum)
     return optimiser
 
@@ -49,7 +49,8 @@ def _complete_momentum(optimiser: Optimizer, *_: object) -> None:
     """Gives zeros to each parameter that has a gradient and no momentum yet.
 
     The fused step takes momenta of all parameters or of none, and a branch of a model may get its
-    first gradient in any step. From zeros the first step is the same, for there is no dampening.
+    first gradient in any step; the plain one would make that of a sparse gradient sparse, which a
+    tensor file cannot hold. From zeros the first step is the same, for there is no dampening.
     """
     for group in optimiser.param_groups:
         for parameter in group["params"]:

@@ -171,3 +171,27 @@ def test_a_branch_may_learn_first_after_a_restart_or_a_recovery(tmp_path: Path, 
         assert torch.equal(one, other)
     restored.state.clear()  # what a recovery does
     take_steps(early, restored, [False, True])
+
+
+def test_the_momentum_of_sparse_gradients_is_kept(tmp_path: Path) -> None:
+    def take_step(model: nn.Embedding, optimiser: Optimizer, rows: list[int]) -> None:
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(model(torch.tensor(rows)).square().sum())
+        optimiser.step()
+
+    ours = nn.Embedding(6, 3, sparse=True)
+    plain = nn.Embedding(6, 3)
+    plain.load_state_dict(ours.state_dict())
+    optimiser = make_optimiser(ours, OptimiserOptions(learning_rate=0.1))
+    theirs = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    for rows in ([0, 1], [1, 2]):
+        take_step(ours, optimiser, rows)
+        take_step(plain, theirs, rows)
+    checkpoint.save(tmp_path / "trainer", optimiser, Counters("a" * 64))
+    saved = checkpoint.load(tmp_path / "trainer")
+    assert saved is not None
+    again = make_optimiser(ours, OptimiserOptions(learning_rate=0.1))
+    saved.restore(again)
+    take_step(ours, again, [3])
+    take_step(plain, theirs, [3])
+    torch.testing.assert_close(ours.weight, plain.weight)
