@@ -323,6 +323,7 @@ class Loop:
         learner = self._learner
         # The map keeps the trained weights readable after the averaged ones take their name.
         trained = TensorFile.open(learner.state.model) if learner.published and self._trains else None
+        averaged = False
         if self._trains:
             self._exchange.poll()
             if self._exchange.ready:
@@ -330,13 +331,13 @@ class Loop:
             give_up_at_s = time.monotonic() + FINAL_DEADLINE_S + LATE_S
             wait = partial(self._exchange.wait, lambda: time.monotonic() >= give_up_at_s)
             self._take_answer(record, wait, "waiting")
-            if record.models:
-                self._publish(record)
+            # The last cycle's average counts too: it has not been published yet.
+            averaged = bool(learner.parents) and self._publish(record)
             learner.save_counters()
         everything = learner.task.evaluation
         if self._measures_at_the_end():
             with record.timed("evaluating"):
-                if record.models:
+                if averaged:
                     record.note_averaged(evaluate(learner.model, learner.task, everything))
                 if trained is not None:
                     copy_into(trained, learner.tensors)

@@ -141,6 +141,22 @@ def test_the_last_average_is_published_and_measured(state: StateDir, published: 
     assert saved.counters.version == manifest.version
 
 
+def test_the_average_of_the_last_cycle_is_kept_when_the_last_request_brings_nothing(
+    state: StateDir, published: StateDir
+) -> None:
+    offers = offering(published)
+    with FakeDaemon(state, lambda request: offers(request) if request.round == 2 else []):
+        run(state, cycles=1, exchange=ExchangeOptions(blocking=True))
+    (cycle,), (final,) = lines(state)
+    assert (cycle["models"], final["models"]) == (1, 0)
+    assert final["version"] == cycle["version"] + 1 == 2
+    assert final["accuracy_averaged"] is not None
+    assert final["accuracy_trained"] is not None
+    manifest = read_header(state.model).manifest()
+    theirs = read_header(published.model).manifest()
+    assert [parent.weights for parent in manifest.parents] == [theirs.weights]
+
+
 def test_a_newcomer_starts_with_the_networks_weights(state: StateDir, published: StateDir) -> None:
     with FakeDaemon(state, offering(published)), Exchange(state, 1) as own_exchange:
         own_exchange.wait_for_boot()
