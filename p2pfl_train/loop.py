@@ -341,6 +341,5 @@ class Loop:
                     record.note_averaged(evaluate(learner.model, learner.task, everything))
                 if trained is not None:
                     copy_into(trained, learner.tensors)
-                    measured = evaluate(learner.model, learner.task, everything)
-                    record.accuracy_trained = measured.accuracy
+                    record.note_trained(evaluate(learner.model, learner.task, everything))
         self._write(record, final=True)

@@ -7,7 +7,7 @@ second, for a fast task has hundreds of cycles in one.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,10 +35,13 @@ class CycleRecord:
     version: int = 0
     loss: float | None = None
     """Mean training loss; None when nothing was trained or it was no number."""
-    dev_loss: float | None = None
     accuracy_trained: float | None = None
     accuracy_averaged: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    dev_loss_trained: float | None = None
+    dev_loss_averaged: float | None = None
+    metrics_trained: Mapping[str, float] = field(default_factory=dict)
+    """The task's own, as far as measured."""
+    metrics_averaged: Mapping[str, float] = field(default_factory=dict)
     models: int = 0
     """Models of others that were averaged in."""
     refused: int = 0
@@ -80,12 +83,12 @@ class CycleRecord:
             self.collection_s = outcome.answer.seconds
 
     def note_trained(self, measured: Evaluation) -> None:
-        self.accuracy_trained, self.dev_loss = measured.accuracy, measured.loss
-        self.metrics = dict(measured.metrics)
+        self.accuracy_trained, self.dev_loss_trained = measured.accuracy, measured.loss
+        self.metrics_trained = measured.metrics
 
     def note_averaged(self, measured: Evaluation) -> None:
-        self.accuracy_averaged, self.dev_loss = measured.accuracy, measured.loss
-        self.metrics = dict(measured.metrics)
+        self.accuracy_averaged, self.dev_loss_averaged = measured.accuracy, measured.loss
+        self.metrics_averaged = measured.metrics
 
     def to_json(self, *, final: bool) -> dict[str, Any]:
         parts: tuple[Part, ...] = ("training", "waiting", "averaging", "publishing", "evaluating")
@@ -94,9 +97,10 @@ class CycleRecord:
             "cycle": self.cycle,
             "version": self.version,
             "loss": self.loss,
-            "dev_loss": self.dev_loss,
             "accuracy_trained": self.accuracy_trained,
             "accuracy_averaged": self.accuracy_averaged,
+            "dev_loss_trained": self.dev_loss_trained,
+            "dev_loss_averaged": self.dev_loss_averaged,
             "models": self.models,
             "refused": self.refused,
             "round": self.round,
@@ -109,8 +113,9 @@ class CycleRecord:
             "network_peers": self.network_peers,
             **{f"seconds_{part}": round(self.seconds.get(part, 0.0), 6) for part in parts},
         }
-        if self.metrics:
-            line["metrics"] = self.metrics
+        for name, metrics in (("trained", self.metrics_trained), ("averaged", self.metrics_averaged)):
+            if metrics:
+                line[f"metrics_{name}"] = dict(metrics)
         if final:
             line["final"] = True
         return line
