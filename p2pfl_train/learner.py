@@ -73,7 +73,7 @@ class Learner:
     """What was averaged in since the last publication."""
     published: Manifest | None = None
     initial: TensorFile | None = None
-    """What the network gave to begin with; None for the weights that the task's seed gives."""
+    """What the network gave to begin with, until the first publication; None for the task's seed."""
     _saved_at_s: float = float("-inf")
 
     @property
@@ -145,6 +145,7 @@ class Learner:
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         )
         self.published = save_model(self.state.model, self.model, manifest)
+        self.initial = None  # nobody needs it now, and its map keeps a deleted file on disk
         self.counters = replace(self.counters, version=manifest.version)
         self.parents.clear()
         if time.monotonic() - self._saved_at_s >= SAVE_S:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from p2pfl_state.layout import StateDir
-from p2pfl_state.manifest import Manifest
+from p2pfl_state.manifest import Manifest, read_header
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -116,6 +116,15 @@ def test_a_recovery_reaches_a_model_that_assigns_its_tensors_anew(
     made.recover()
     for name, tensor in made.model.state_dict().items():
         assert torch.equal(tensor, good[name]), name
+
+
+def test_the_initial_weights_are_held_until_the_first_publication(tmp_path: Path) -> None:
+    made = learner_of(tmp_path / "own", Clipped)
+    made.initial = file_of_ones(tmp_path / "initial.safetensors", made.model, made.counters.task)
+    made.publish({})
+    assert made.initial is None
+    made.recover()
+    assert digest_of(made.tensors) == read_header(made.state.model).manifest().weights
 
 
 class Branching(nn.Module):
