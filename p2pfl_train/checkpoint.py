@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from p2pfl_state.errors import MalformedFile
+from p2pfl_state.errors import MalformedFile, UnknownContract
 from p2pfl_state.fields import Fields, parse_object
 from p2pfl_state.layout import CONTRACT_VERSION
 from torch import Tensor
@@ -75,33 +75,33 @@ class Saved:
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, Any]
 
-    def restore(self, optimiser: Optimizer) -> bool:
-        """Puts the optimiser state back if it fits; whether it did. Otherwise nothing changes."""
+    def restore(self, optimiser: Optimizer) -> None:
+        """Puts the optimiser state back if it fits; otherwise nothing changes."""
         parameters = [p for group in optimiser.param_groups for p in group["params"]]
         state: dict[int, dict[str, Any]] = {}
         for key, tensor in self.tensors.items():
             index, _, name = key.partition(".")
             if not index.isdecimal() or int(index) >= len(parameters):
-                return False
+                return
             # A momentum has the shape of its parameter, a step counter none.
             if tensor.shape not in (parameters[int(index)].shape, torch.Size([])):
-                return False
+                return
             state.setdefault(int(index), {})[name] = tensor
         for index, entries in self.numbers.items():
             if not index.isdecimal() or int(index) >= len(parameters) or not isinstance(entries, dict):
-                return False
+                return
             state.setdefault(int(index), {}).update(entries)
         if self.optimiser_kind != type(optimiser).__name__:
-            return False
+            return
         groups = optimiser.state_dict()["param_groups"]
         optimiser.load_state_dict({"state": state, "param_groups": groups})
-        return True
 
 
 def load(path: Path) -> Saved | None:
     """The file at `path`; None where there is none or it cannot be understood.
 
     The published weights hold without it, so one that is damaged costs the momentum and not the run.
+    Raises `UnknownContract` for a file of another version, which must not be overwritten.
     """
     try:
         tensors, metadata = load_tensors(path)
@@ -116,5 +116,7 @@ def load(path: Path) -> Saved | None:
             data=fields.mapping("data"),
         )
         return Saved(counters, fields.text("optimiser"), tensors, fields.mapping("numbers", limit=100_000))
+    except UnknownContract:
+        raise
     except (WeightsRefused, MalformedFile):
         return None

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from p2pfl_state import atomic, taskfile
-from p2pfl_state.errors import DirectoryInUse
+from p2pfl_state.errors import DirectoryInUse, UnknownContract
 from p2pfl_state.layout import StateDir
 from p2pfl_state.lock import ProcessLock
 from p2pfl_state.manifest import file_weights_digest, read_header
@@ -290,6 +290,16 @@ def test_weights_win_where_the_trainers_file_is_behind_or_damaged(state: StateDi
             state.trainer_state.write_bytes(damage)
             run(state, cycles=1)
             assert lines(state)[0][-1]["version"] == before + 1
+
+
+def test_a_trainers_file_of_another_contract_is_refused_and_kept(state: StateDir) -> None:
+    with FakeDaemon(state):
+        run(state, cycles=1)
+        newer = state.trainer_state.read_bytes().replace(b'\\"contract\\": 1,', b'\\"contract\\": 9,')
+        state.trainer_state.write_bytes(newer)
+        with pytest.raises(UnknownContract, match="contract version 9"):
+            run(state, cycles=1)
+        assert state.trainer_state.read_bytes() == newer
 
 
 def test_a_published_model_that_cannot_be_used_is_kept_and_said(state: StateDir) -> None:
