@@ -7,8 +7,9 @@ costs a `stat`. When the answer is there, a thread verifies the models while tra
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
@@ -141,6 +142,8 @@ class Exchange:
         self._outstanding: _Outstanding | None = None
         self._answer_seen: tuple[int, int, int] | None = None
         self._refused: list[Refusal] = []
+        self.waited_s = 0.0
+        """Seconds so far in which the caller stood still for an answer or the end of a verification."""
         self._checker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="verify")
         self._watch = FolderWatch(state.root)
 
@@ -233,7 +236,7 @@ class Exchange:
         if current is None:
             return None
         if current.answer is not None:
-            checked = current.checking.result() if current.checking else Checked()
+            checked = self._checked(current)
             self._refused.extend(checked.refusals)
             seconds = None
             if checked.contributions and current.checked_at_s is not None:
@@ -257,7 +260,8 @@ class Exchange:
             outcome = self.take()
             if outcome is not None:
                 return outcome
-            self._watch.wait_changed(0.1)
+            with self._waiting():
+                self._watch.wait_changed(0.1)
         return None
 
     def pause(self, seconds: float, stop: Callable[[], bool]) -> None:
@@ -281,6 +285,22 @@ class Exchange:
         current.answer = answer
         if current.check is not None:
             current.checking = self._checker.submit(self._run_check, current, current.check)
+
+    def _checked(self, current: _Outstanding) -> Checked:
+        if current.checking is None:
+            return Checked()
+        if not current.checking.done():
+            with self._waiting():
+                return current.checking.result()
+        return current.checking.result()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        started_s = self._clock()
+        try:
+            yield
+        finally:
+            self.waited_s += self._clock() - started_s
 
     def _run_check(self, current: _Outstanding, check: Check) -> Checked:
         assert current.answer is not None

@@ -28,7 +28,7 @@ from p2pfl_train.errors import WeightsRefused
 from p2pfl_train.evaluate import Evaluation, Schedule, evaluate
 from p2pfl_train.exchange import LATE_S, Exchange, Outcome, Wish, next_round, peers_of_other_tasks
 from p2pfl_train.learner import Learner
-from p2pfl_train.report import CycleRecord, Part, Report
+from p2pfl_train.report import CycleRecord, Report
 from p2pfl_train.startup import TaskSource, data_record, make_learner, receive_task
 from p2pfl_train.tasks import build_task, describe
 from p2pfl_train.tensors import layout_of
@@ -134,6 +134,7 @@ class Loop:
         self._reached_target = False
         self._told_of_others = False
         self._example_s: float | None = None
+        self._waited_s = exchange.waited_s
 
     def run(self, peers: int | None) -> None:
         """Cycles until the end, then one last average. `peers`: live others as far as known."""
@@ -157,12 +158,12 @@ class Loop:
             record.note_trained(self._evaluate(record))
         if trained:
             recovered = not self._publish(record)
-        # Nobody waits for the network here: what this takes is the end of a verification.
-        self._take_answer(record, self._exchange.take, "averaging", wanted=not recovered)
+        # Nobody waits for the network here, at most for the end of a verification.
+        self._take_answer(record, self._exchange.take, wanted=not recovered)
         if self._waits and not recovered and self._due():
             with record.timed("publishing"):
                 self._ask(record, self._options.exchange.deadline_s)
-            self._take_answer(record, partial(self._exchange.wait, self._stop), "waiting")
+            self._take_answer(record, partial(self._exchange.wait, self._stop))
         if evaluating and record.models:
             record.note_averaged(self._evaluate(record))
         if record.models and not self._trains:
@@ -246,15 +247,14 @@ class Loop:
         record.note_asked(self._exchange.ask(wish, self._check))
 
     def _take_answer(
-        self, record: CycleRecord, get: Callable[[], Outcome | None], part: Part, *, wanted: bool = True
+        self, record: CycleRecord, get: Callable[[], Outcome | None], *, wanted: bool = True
     ) -> None:
-        """Averages what came, if a round has ended; the time of `get` counts as `part`.
+        """Averages what came, if a round has ended.
 
         Not `wanted` after a recovery: it may be what made the recovery necessary, and the restored
         weights must get a cycle without it.
         """
-        with record.timed(part):
-            outcome = get()
+        outcome = get()
         if outcome is None:
             return
         record.note_outcome(outcome)
@@ -303,6 +303,8 @@ class Loop:
 
     def _write(self, record: CycleRecord, *, final: bool = False) -> None:
         record.cycle, record.version = self._learner.counters.cycle, self._learner.counters.version
+        record.seconds["waiting"] = self._exchange.waited_s - self._waited_s
+        self._waited_s = self._exchange.waited_s
         self._report.write(record, final=final)
         accuracy = record.accuracy_averaged if record.models else record.accuracy_trained
         target = self._options.stop.target_accuracy
@@ -330,7 +332,7 @@ class Loop:
                 self._ask(record, min(FINAL_DEADLINE_S, self._options.exchange.deadline_s))
             give_up_at_s = time.monotonic() + FINAL_DEADLINE_S + LATE_S
             wait = partial(self._exchange.wait, lambda: time.monotonic() >= give_up_at_s)
-            self._take_answer(record, wait, "waiting")
+            self._take_answer(record, wait)
             # The last cycle's average counts too: it has not been published yet.
             averaged = bool(learner.parents) and self._publish(record)
             learner.save_counters()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -249,6 +252,52 @@ def test_waiting_can_be_given_up_and_the_request_stays(state: StateDir, exchange
 def test_a_pause_ends_when_told(exchange: Exchange) -> None:
     looks = iter(range(2))
     exchange.pause(1e6, lambda: next(looks, None) is None)
+
+
+def stands_still_for_a_verification(thread: threading.Thread) -> bool:
+    """Whether a thread is seen waiting for the result of another."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None and frame.f_code is not Future.result.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
+def test_who_takes_an_answer_waits_for_its_verification_and_this_is_counted(
+    state: StateDir, exchange: Exchange, clock: Clock
+) -> None:
+    main = threading.current_thread()
+
+    def check(answer: AggregateAnswer) -> Checked:
+        while not stands_still_for_a_verification(main):
+            pass
+        clock.advance(4.0)
+        return Checked()
+
+    with FakeDaemon(state):
+        exchange.wait_for_boot()
+        exchange.ask(WISH, check)
+        answered(exchange)
+    assert exchange.waited_s == pytest.approx(4.0)
+
+
+def test_a_verification_that_ended_while_training_went_on_is_no_wait(
+    state: StateDir, exchange: Exchange, clock: Clock
+) -> None:
+    def check(answer: AggregateAnswer) -> Checked:
+        clock.advance(4.0)
+        return Checked()
+
+    with FakeDaemon(state):
+        exchange.wait_for_boot()
+        number = exchange.ask(WISH, check)
+        current = exchange._outstanding
+        assert current is not None
+        until(lambda: current.checking is not None and current.checking.done(), exchange, clock)
+        clock.on_read_s = 1.0  # any look at the clock while waiting would be seen
+        outcome = exchange.take()
+    assert outcome is not None
+    assert outcome.round == number
+    assert exchange.waited_s == 0.0
 
 
 DAMAGED = pytest.mark.parametrize(
