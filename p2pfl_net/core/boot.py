@@ -36,8 +36,8 @@ class BootAttempts:
     longest_pause_s: float
     joined: bool = False
     """Whether the network is up, through a peer of the earlier life."""
-    reason: str = "the first attempt got no answer, not even to the question for its address"
-    """Why the last attempt at a boot peer failed."""
+    failure: str | None = None
+    """Why the last attempt at a boot peer failed; None: none has ended."""
     _turn: deque[Address] = field(default_factory=deque)
 
     @classmethod
@@ -54,6 +54,11 @@ class BootAttempts:
         if not attempts.named:
             attempts._stand_alone(now)
         return attempts
+
+    @property
+    def reason(self) -> str:
+        """What to tell whoever waits in vain."""
+        return self.failure or "the first attempt got no answer, not even to the question for its address"
 
     @property
     def verdict_at(self) -> float:
@@ -73,8 +78,9 @@ class BootAttempts:
     def failed(self, address: Address, reason: str, now: float) -> float | None:
         """Notes a failed attempt. When to make the next one, after a pause once all had their turn; None:
         each had it, and none is required."""
-        if address in self.named:
-            self.reason = reason
+        was_cut_short = now >= self.deadline
+        if address in self.named and not (was_cut_short and self.failure):
+            self.failure = reason
         if self._turn:
             return now
         return self._pause(now) if self.named else None

@@ -69,8 +69,8 @@ class Server:
             raise PortUnavailable(f"cannot listen on {target}: {_why_not(host)}") from None
 
     def start(self) -> None:
-        self._server.start()
         self._say_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._server.start()
 
     def say_serving(self) -> None:
         """The peer has joined: the health service answers SERVING."""

@@ -46,7 +46,7 @@ class RoundFiles:
         self._max_model_bytes = max_model_bytes
         self._lock = threading.Lock()
         self._held: dict[PeerId, _Held] = {}
-        self._claims = Claims()
+        self._claims = Claims(holds=self._holds)
         self._verified: dict[Path, str] = {}
 
     def begin(self, request: AggregateRequest) -> None:
@@ -134,6 +134,7 @@ class RoundFiles:
                 have_weights=have,
                 max_bytes=self._max_model_bytes,
             )
+            claim.named = have
             try:
                 header = self._client.fetch(wanted, draft, cancellation, claim.checked(progress))
             except AlreadyComing as coming:
@@ -159,6 +160,10 @@ class RoundFiles:
             digests = [held.model.manifest.weights for held in self._held.values()]
         first = [own.model.manifest.weights] if own is not None else []
         return tuple(dict.fromkeys(first + digests))[:MAX_HAVE_WEIGHTS]
+
+    def _holds(self, weights: str) -> bool:
+        with self._lock:
+            return any(held.model.manifest.weights == weights for held in self._held.values())
 
     def _find(self, peer_id: PeerId, weights: str) -> _Held | None:
         """A held file with these weights.

@@ -203,6 +203,15 @@ def test_no_attempt_is_made_that_is_too_short_to_tell_anything() -> None:
     assert attempts.next(10.0) is None
 
 
+def test_an_attempt_that_the_deadline_cut_short_hides_no_reason() -> None:
+    attempts = BootAttempts.begin(Start((NOWHERE,), 10.0), Params(), 0.0)
+    assert attempts.next(0.0) == NOWHERE
+    attempts.failed(NOWHERE, "something else lives there", 9.0)
+    assert attempts.next(9.1) == NOWHERE
+    attempts.failed(NOWHERE, "no answer within 0.9 s", 10.0)
+    assert attempts.reason == "something else lives there"
+
+
 # peers of an earlier life --------------------------------------------------------------------------
 
 

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 
 import grpc
 from p2pfl_proto.v1 import membership_pb2 as pb
 
+from tests.processes import wait_for
 from tests.rpc.peers import Peer
-from tests.rpc.scripted_peer import CALL_TIMEOUT_S, fake_sender, loopback
+from tests.rpc.scripted_peer import CALL_TIMEOUT_S, fake_sender, is_busy, loopback
 
 NOBODY_PORT = 1
 """A port on which nothing listens: connections are refused at once."""
+
+
+def _joins(join: Callable[..., bytes], request: pb.JoinRequest) -> bool:
+    try:
+        join(request, timeout=CALL_TIMEOUT_S)
+    except grpc.RpcError as error:
+        if not is_busy(error):
+            raise
+        return False
+    return True
 
 
 def join_crowd(daemon: Peer, count: int) -> list[str]:
@@ -21,5 +34,5 @@ def join_crowd(daemon: Peer, count: int) -> list[str]:
         join = channel.unary_unary("/p2pfl.v1.Membership/Join", pb.JoinRequest.SerializeToString, None)
         for peer_id in ids:
             request = pb.JoinRequest(sender=fake_sender(peer_id, NOBODY_PORT), dialled=loopback(daemon.port))
-            join(request, timeout=CALL_TIMEOUT_S)
+            wait_for(partial(_joins, join, request), what="a place in the daemon's queue")
     return [peer_id.hex() for peer_id in ids]

@@ -64,6 +64,10 @@ class FakeTrainer:
             self.check(model)
         return answer
 
+    def wait_files(self, names: set[str]) -> None:
+        """Waits until the round's folder holds exactly these: what was cancelled goes a moment later."""
+        wait_for(lambda: self.files() == names, what=f"the files of round {self.round} being {len(names)}")
+
     def wait_answer(self, timeout_s: float = PATIENCE_S) -> AggregateAnswer:
         return wait_for(self.answer, timeout_s, f"the answer to round {self.round}")
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from tests.processes import PATIENCE_S, ROOT, Process, Processes, wait_for
 COMMAND = (sys.executable, "-m", "p2pfl_net")
 
 
-def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_command(*arguments: str | Path, timeout_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
     """`p2pfl-net` with `arguments`, run to its end."""
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=timeout_s
     )
 
 
@@ -133,11 +134,12 @@ class Peer:
         wait_for(lambda: self.known() == ids, what=f"the list of {self.state.root} being {shown}")
 
     def wait_published(self, ids: Iterable[str]) -> None:
-        """Waits until the list says that these peers have published a model."""
+        """Waits until the list says that these peers have published a model, and live."""
         wanted = set(ids)
 
         def told() -> bool:
-            return wanted <= {entry["id"] for entry in self.peers_file()["peers"] if entry["published"]}
+            peers = self.peers_file()["peers"]
+            return wanted <= {e["id"] for e in peers if e["published"] and e["state"] == "alive"}
 
         wait_for(told, what=f"{self.state.root} hearing of {len(wanted)} published models")
 
@@ -178,7 +180,12 @@ class Network:
 
 
 def wait_complete(peers: Sequence[Peer]) -> None:
-    """Waits until each knows all the others and nobody else."""
+    """Waits until each knows all the others and nobody else, and suspects none."""
     ids = {peer.peer_id for peer in peers}
+
+    def complete(peer: Peer) -> bool:
+        entries = peer.peers_file()["peers"]
+        return {e["id"] for e in entries if e["state"] == "alive"} == ids - {peer.peer_id} == peer.known()
+
     for peer in peers:
-        peer.wait_known(ids - {peer.peer_id})
+        wait_for(partial(complete, peer), what=f"the list of {peer.state.root} being complete")

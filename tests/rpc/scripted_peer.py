@@ -205,6 +205,11 @@ def raw_call(port: int, method: str, data: bytes, timeout_s: float = CALL_TIMEOU
         return answer
 
 
+def is_busy(error: grpc.RpcError) -> bool:
+    """Whether a peer asks to be called again later."""
+    return isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def call_join(port: int, request: pb.JoinRequest) -> pb.JoinReply:
     return pb.JoinReply.FromString(raw_call(port, "/p2pfl.v1.Membership/Join", request.SerializeToString()))
 

@@ -83,6 +83,8 @@ class TcpProxy:
             self.connections += 1
             with self._lock:
                 self._sockets += [caller, target]
+            if self._closing.is_set():  # accepted while all were cut
+                self.cut()
             for ends in ((caller, target), (target, caller)):
                 thread = threading.Thread(target=self._carry, args=(*ends, ends[0] is target))
                 self._threads.append(thread)

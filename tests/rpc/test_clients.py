@@ -44,6 +44,14 @@ def refusal_of(address: Address, timeout_s: float) -> PeerFailed:
     return caught.value
 
 
+def test_a_name_that_nobody_knows_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*question: object, **more: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert "host name not found (Name or service not known)" in str(refusal_of(Address("lab1", 8000), 1.0))
+
+
 @pytest.mark.parametrize("timeout_s", [0.3, LONG_S])
 def test_who_says_nothing_may_be_a_peer_whoever_gives_up_first(timeout_s: float) -> None:
     """The call's own time-out, or gRPC's attempt to connect."""

@@ -29,8 +29,7 @@ def test_a_clean_stop_says_goodbye_at_once(network: Network) -> None:
     assert gone.boot_done() is None
     wait_complete(peers)
     for peer in peers:
-        assert peer.events("peer_left")[-1]["peer"] == gone.peer_id
-        assert peer.events("peer_suspected") == []
+        peer.wait_event("peer_left", peer=gone.peer_id)
 
 
 def test_a_killed_daemon_is_forgotten(network: Network) -> None:

@@ -43,7 +43,7 @@ def test_six_gigabytes_through_two_small_daemons(network: Network) -> None:
             assert [model.size_bytes > SIZE_BYTES for model in answer.models] == [True]
             assert answer.models[0].file_digest == digest_of(source.state.model)
             trainer.ask(delete_below=2)
-            said = run_command("get", source.address, "--out", out, "--json")
+            said = run_command("get", source.address, "--out", out, "--json", timeout_s=DEADLINE_S)
             assert json.loads(said.stdout)["file_digest"] == answer.models[0].file_digest
             assert max(asker.resident_peak_kb(), source.resident_peak_kb()) < RESIDENT_KB
         finally:

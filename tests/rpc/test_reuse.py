@@ -80,7 +80,7 @@ def test_a_liar_that_announces_the_weights_of_another_and_stalls_does_not_keep_t
     with FakeTrainer(asker.state) as trainer, ScriptedPeer(stalls) as liar:
         liar.join(asker)
         asker.wait_published([other.peer_id, liar.peer_id])
-        answer = trainer.ask(fan_out=2, deadline_s=4.0)
+        answer = trainer.ask(fan_out=2, deadline_s=12.0)
     assert [(m.peer_id, m.file_digest) for m in answer.models] == [(other.peer_id, true.digest)]
 
 

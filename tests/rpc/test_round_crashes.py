@@ -40,11 +40,11 @@ def test_a_killed_daemon_answers_the_open_request_when_it_is_back(network: Netwo
             answer = trainer.wait_answer()
             asker.wait_known(set(digests))
             assert {m.peer_id for m in answer.models} <= set(digests)
-            assert trainer.files() == names_of(answer)
+            trainer.wait_files(names_of(answer))
             asker.wait_published(digests)
             whole = trainer.ask(fan_out=MODELS)
             assert {m.peer_id: m.file_digest for m in whole.models} == digests
-            assert trainer.files() == names_of(whole)
+            trainer.wait_files(names_of(whole))
 
 
 def test_a_request_written_while_the_daemon_is_dead_is_answered(network: Network) -> None:
@@ -56,7 +56,7 @@ def test_a_request_written_while_the_daemon_is_dead_is_answered(network: Network
         trainer.request()
         asker.start(boot=other)
         answer = trainer.wait_answer()
-        assert trainer.files() == names_of(answer)
+        trainer.wait_files(names_of(answer))
 
 
 def test_what_a_killed_daemon_left_is_tidied(network: Network) -> None:
