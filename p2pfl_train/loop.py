@@ -29,7 +29,7 @@ from p2pfl_train.evaluate import Evaluation, Schedule, evaluate
 from p2pfl_train.exchange import LATE_S, Exchange, Outcome, Wish, next_round, peers_of_other_tasks
 from p2pfl_train.learner import Learner
 from p2pfl_train.report import CycleRecord, Report
-from p2pfl_train.startup import TaskSource, data_record, make_learner, receive_task
+from p2pfl_train.startup import TaskSource, data_record, load_initial, make_learner, receive_task
 from p2pfl_train.tasks import build_task, describe
 from p2pfl_train.tensors import layout_of
 from p2pfl_train.weights import TensorFile, copy_into
@@ -73,20 +73,24 @@ def run(
         first_round = next_round(state, saved.counters.round if saved else 0)
         name = state.root.name
         with Exchange(state, first_round) as exchange, Report(state.metrics, console, name) as report:
-            exchange.wait_for_boot(stop)
             record = CycleRecord()
+            with record.timed("starting"):
+                exchange.wait_for_boot(stop)
             if task is None:
                 timeout_s = options.exchange.receive_timeout_s
                 task = receive_task(state, source, exchange, record, timeout_s=timeout_s, stop=stop)
             if task is None or stop():
                 return
             console.print(describe(task))
-            learner = make_learner(state, task, saved, exchange, record, options.training)
+            learner = make_learner(state, task, saved, options.training)
             learner.counters = replace(learner.counters, data=data_record(source.options))
             if learner.published is not None:
                 report.say(f"goes on from cycle {learner.counters.cycle}, version {learner.counters.version}")
+            else:
+                origin = load_initial(learner, exchange, record, options.exchange.deadline_s, stop)
+                report.say(f"initial weights: {origin}")
             training_begins()
-            Loop(options, learner, exchange, report, stop).run(peers=record.peers)
+            Loop(options, learner, exchange, report, stop).run(record)
     finally:
         lock.release()
 
@@ -136,9 +140,8 @@ class Loop:
         self._example_s: float | None = None
         self._waited_s = exchange.waited_s
 
-    def run(self, peers: int | None) -> None:
-        """Cycles until the end, then one last average. `peers`: live others as far as known."""
-        record = CycleRecord(peers=peers)
+    def run(self, record: CycleRecord) -> None:
+        """Cycles until the end, then one last average. `record` is what the start brought."""
         while not self._ended():
             self._cycle(record)
             self._cycles_done += 1
@@ -258,6 +261,8 @@ class Loop:
         if outcome is None:
             return
         record.note_outcome(outcome)
+        if outcome.failure is not None:
+            self._report.say(f"round {outcome.round} failed: {outcome.failure}")
         self._tell_of_other_tasks(outcome)
         if outcome.seconds is not None:
             self._lead_s += LEAD_GAIN * (LEAD_FACTOR * outcome.seconds - self._lead_s)

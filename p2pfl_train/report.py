@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from p2pfl_state.atomic import JsonLines
 from rich.console import Console
@@ -22,7 +22,9 @@ from rich.table import Table
 from p2pfl_train.evaluate import Evaluation
 from p2pfl_train.exchange import Outcome
 
-Part = Literal["training", "waiting", "averaging", "publishing", "evaluating"]
+Part = Literal["starting", "training", "waiting", "averaging", "publishing", "evaluating"]
+"""What the time of a cycle goes to. Starting is what a life waits for its daemon, its task and its first
+weights, told with its first cycle; waiting, what a cycle stands still for others."""
 SHOW_S = 1.0
 """Between two plain lines; the table on a terminal is redrawn four times as often."""
 
@@ -47,9 +49,10 @@ class CycleRecord:
     refused: int = 0
     round: int | None = None
     """The last round that was asked for or ended in this cycle."""
-    asked: bool = False
-    answered: bool = False
-    failed: bool = False
+    asked: int = 0
+    """Rounds, as the next two: the first cycle of a life also has those of the start."""
+    answered: int = 0
+    failed: int = 0
     failure: str | None = None
     peers: int | None = None
     """Live others, by the last answer of any cycle."""
@@ -67,7 +70,7 @@ class CycleRecord:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
 
     def note_asked(self, number: int) -> None:
-        self.asked = True
+        self.asked += 1
         self.round = number
 
     def note_outcome(self, outcome: Outcome) -> None:
@@ -75,10 +78,10 @@ class CycleRecord:
         self.round = outcome.round
         self.refused += len(outcome.checked.refusals)
         if outcome.failure is not None:
-            self.failed = True
+            self.failed += 1
             self.failure = outcome.failure
         if outcome.answer is not None:
-            self.answered = True
+            self.answered += 1
             self.peers = self.network_peers = outcome.answer.peers
             self.collection_s = outcome.answer.seconds
 
@@ -91,7 +94,6 @@ class CycleRecord:
         self.metrics_averaged = measured.metrics
 
     def to_json(self, *, final: bool) -> dict[str, Any]:
-        parts: tuple[Part, ...] = ("training", "waiting", "averaging", "publishing", "evaluating")
         line: dict[str, Any] = {
             "time": round(time.time(), 3),
             "cycle": self.cycle,
@@ -111,7 +113,7 @@ class CycleRecord:
             "peers": self.peers,
             "collection_seconds": self.collection_s,
             "network_peers": self.network_peers,
-            **{f"seconds_{part}": round(self.seconds.get(part, 0.0), 6) for part in parts},
+            **{f"seconds_{part}": round(self.seconds.get(part, 0.0), 6) for part in get_args(Part)},
         }
         for name, metrics in (("trained", self.metrics_trained), ("averaged", self.metrics_averaged)):
             if metrics:
@@ -142,8 +144,6 @@ class Report:
         """Appends the record's line and shows it. Raises `DirectoryUnusable`."""
         self._lines.append(record.to_json(final=final))
         self._failed_rounds += record.failed
-        if record.failure is not None:
-            self.say(f"round {record.round} failed: {record.failure}")
         self._last = self._merged(record)
         now_s = time.monotonic()
         if self._live is not None:

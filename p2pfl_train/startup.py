@@ -11,6 +11,7 @@ from typing import Any
 from p2pfl_state import atomic, taskfile
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Manifest
+from p2pfl_state.markers import MAX_DEADLINE_S, MIN_DEADLINE_S
 from p2pfl_state.taskfile import TaskFile
 
 from p2pfl_train.aggregate import check_models
@@ -28,7 +29,8 @@ from p2pfl_train.tensors import layout_of
 from p2pfl_train.weights import TensorFile, copy_into, load_published
 
 INITIAL_DEADLINE_S = 3.0
-"""How long the network may take to offer initial weights; a guess: peers of a task answer in far less."""
+"""The network may take at least this long to offer initial weights, however short `--deadline` is; a
+guess. Where no peer of the task has published, the answer comes at once."""
 JOIN_PAUSE_S = 1.0
 """Between two questions for a task when nobody had one."""
 
@@ -65,14 +67,26 @@ def receive_task(
     known = taskfile.read_task(state.task)
     if known is not None:
         return _join(state, source, known)
+    with record.timed("starting"):
+        received = _wait_task(state, exchange, record, timeout_s, stop)
+    return None if received is None else _join(state, source, received)
+
+
+def _wait_task(
+    state: StateDir, exchange: Exchange, record: CycleRecord, timeout_s: float, stop: Callable[[], bool]
+) -> TaskFile | None:
+    """Asks until somebody gives a task, which comes with a model, however long that takes to transfer."""
     give_up_at_s = time.monotonic() + timeout_s
     while not stop():
-        received = _ask_for_task(state, exchange, record)
+        left_s = give_up_at_s - time.monotonic()
+        deadline_s = min(max(left_s, MIN_DEADLINE_S), MAX_DEADLINE_S)
+        received = _ask_for_task(state, exchange, record, deadline_s, stop)
         if received is not None:
-            return _join(state, source, received)
+            return received
         if time.monotonic() >= give_up_at_s:
+            why = "" if record.failure is None else f" ({record.failure})"
             raise NetworkDown(
-                f"no peer offered a task within {timeout_s:g} s: start a peer with data first, "
+                f"no peer offered a task within {timeout_s:g} s{why}: start a peer with data first, "
                 "or wait longer with --receive-timeout"
             )
         exchange.pause(JOIN_PAUSE_S, stop)
@@ -88,12 +102,14 @@ def _join(state: StateDir, source: TaskSource, file: TaskFile) -> Task:
         raise ModelError(f"{error}; it lies in {state.received_source}") from None
 
 
-def _ask_for_task(state: StateDir, exchange: Exchange, record: CycleRecord) -> TaskFile | None:
+def _ask_for_task(
+    state: StateDir, exchange: Exchange, record: CycleRecord, deadline_s: float, stop: Callable[[], bool]
+) -> TaskFile | None:
     exchange.poll()
     if not exchange.ready:
         return None
-    record.note_asked(exchange.ask(Wish(1, INITIAL_DEADLINE_S, None, want_task=True)))
-    outcome = exchange.wait()
+    record.note_asked(exchange.ask(Wish(1, deadline_s, None, want_task=True)))
+    outcome = exchange.wait(stop)
     if outcome is None:
         return None
     record.note_outcome(outcome)
@@ -102,15 +118,8 @@ def _ask_for_task(state: StateDir, exchange: Exchange, record: CycleRecord) -> T
     return taskfile.read_task(state.fetched_task(outcome.round))
 
 
-def make_learner(
-    state: StateDir,
-    task: Task,
-    saved: Saved | None,
-    exchange: Exchange,
-    record: CycleRecord,
-    training: TrainingOptions,
-) -> Learner:
-    """A learner with the published weights, else the network's, else those that the task's seed gives.
+def make_learner(state: StateDir, task: Task, saved: Saved | None, training: TrainingOptions) -> Learner:
+    """A learner with the published weights, else those that the task's seed gives.
 
     Raises `WeightsRefused` when the published model cannot be used, `ModelError`, `StateError`.
     """
@@ -137,7 +146,6 @@ def make_learner(
         )
     else:
         taskfile.write_task(state.task, spec_to_taskfile(task.spec))
-        _load_initial(learner, exchange, record)
     if size_of(task.train):
         learner.optimiser = make_optimiser(model, training.optimiser)
         learner.batches = Batches(
@@ -161,21 +169,37 @@ def _load_own(learner: Learner) -> Manifest | None:
         raise WeightsRefused(f"{error}: {remedy}") from None
 
 
-def _load_initial(learner: Learner, exchange: Exchange, record: CycleRecord) -> None:
+def load_initial(
+    learner: Learner, exchange: Exchange, record: CycleRecord, deadline_s: float, stop: Callable[[], bool]
+) -> str:
+    """Gives the learner the weights of a peer of its task, if one has any; says whose it has, and why.
+
+    Waits as long as a model may take, `deadline_s`.
+    """
     exchange.poll()
     if not exchange.ready:
-        return
+        return _from_seed("the daemon was lost")
     digest = learner.counters.task
     check = partial(check_models, learner.state, layout=layout_of(learner.tensors), task=digest)
-    wish = Wish(1, INITIAL_DEADLINE_S, digest, want_task=True)
-    record.note_asked(exchange.ask(wish, check))
-    outcome = exchange.wait()
+    wish = Wish(1, max(deadline_s, INITIAL_DEADLINE_S), digest)
+    with record.timed("starting"):
+        record.note_asked(exchange.ask(wish, check))
+        outcome = exchange.wait(stop)
     if outcome is None:
-        return
+        return _from_seed("stopped before the network answered")
     record.note_outcome(outcome)
-    for contribution in outcome.checked.contributions[:1]:
+    for contribution in outcome.checked.contributions:
         copy_into(contribution.file, learner.tensors)
         learner.initial = contribution.file
+        version = contribution.file.manifest().version
+        return f"from peer {contribution.file.path.stem[:16]}, its version {version}"
+    for refusal in outcome.checked.refusals:
+        return _from_seed(f"refused the model of peer {refusal.peer_id[:16]}: {refusal.reason}")
+    return _from_seed(outcome.failure or "no peer of this task has published")
+
+
+def _from_seed(why: str) -> str:
+    return f"from the task's seed ({why})"
 
 
 def data_record(options: TaskOptions) -> dict[str, Any]:

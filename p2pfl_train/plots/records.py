@@ -49,11 +49,15 @@ class CycleLine:
     """After averaging; 0 to 1."""
     models: int | None
     """Models of others that went into the average."""
-    asked: bool
-    answered: bool
-    failed: bool
+    asked: int
+    """Rounds, as the next two; the first line of a life also counts those of its start."""
+    answered: int
+    failed: int
+    starting_s: float
+    """What a life waited for its daemon, its task and its first weights, before its first cycle."""
     training_s: float
     waiting_s: float
+    """In which training stood still for an answer or the end of a verification."""
     averaging_s: float
     publishing_s: float
     evaluating_s: float
@@ -203,9 +207,10 @@ def parse_cycle(record: Mapping[str, Any]) -> CycleLine | None:
             accuracy_trained=_number(record, "accuracy_trained", high=1.0),
             accuracy_averaged=_number(record, "accuracy_averaged", high=1.0),
             models=_count(record, "models"),
-            asked=record.get("asked") is True,
-            answered=record.get("answered") is True,
-            failed=record.get("failed") is True,
+            asked=_rounds(record, "asked"),
+            answered=_rounds(record, "answered"),
+            failed=_rounds(record, "failed"),
+            starting_s=_number(record, "seconds_starting") or 0.0,
             training_s=_number(record, "seconds_training") or 0.0,
             waiting_s=_number(record, "seconds_waiting") or 0.0,
             averaging_s=_number(record, "seconds_averaging") or 0.0,
@@ -228,6 +233,13 @@ def _number(record: Mapping[str, Any], name: str, *, high: float = MAX_NUMBER) -
     number = float(value)
     assert math.isfinite(number)
     return number
+
+
+def _rounds(record: Mapping[str, Any], name: str) -> int:
+    value = record.get(name)
+    if isinstance(value, bool):  # written before a line could tell of more than one round
+        return int(value)
+    return _count(record, name) or 0
 
 
 def _count(record: Mapping[str, Any], name: str) -> int | None:

@@ -19,6 +19,8 @@ from p2pfl_state.layout import CONTRACT_VERSION, StateDir
 from p2pfl_state.manifest import MAX_MANIFEST_BYTES, Manifest
 
 MAX_FAN_OUT = 256
+MIN_DEADLINE_S = 0.01
+MAX_DEADLINE_S = 86400.0
 MAX_FAILED = 4 * MAX_FAN_OUT
 """Failures that an answer lists; further ones are left out."""
 MAX_REASON = 500
@@ -139,7 +141,7 @@ class AggregateRequest:
             instance=fields.text("instance", pattern=INSTANCE),
             round=fields.integer("round"),
             fan_out=fields.integer("fan_out", low=1, high=MAX_FAN_OUT),
-            deadline_s=fields.number("deadline_s", low=0.01, high=86400.0),
+            deadline_s=fields.number("deadline_s", low=MIN_DEADLINE_S, high=MAX_DEADLINE_S),
             task=fields.digest_or_none("task"),
             want_task=fields.flag("want_task"),
             delete_below=fields.integer("delete_below"),

@@ -9,6 +9,7 @@ from p2pfl_state.layout import StateDir
 
 from p2pfl_train import __main__ as command
 from tests.train.fake_daemon import FakeDaemon
+from tests.train.running import run
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +23,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> StateDir:
             command.main()
     assert caught.value.code == 0
     return state
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> StateDir:
+    """Another peer that has run on a third of the digits and stopped."""
+    other = StateDir(tmp_path_factory.mktemp("other") / "peer")
+    with FakeDaemon(other):
+        run(other, cycles=20)
+    return other

@@ -40,6 +40,7 @@ JSON = st.recursive(
         {"collection_seconds": 10**400},
         {"seconds_waiting": float("inf")},
         {"network_peers": False},
+        {"asked": 1.5},
     ],
     ids=str,
 )
@@ -52,7 +53,7 @@ def test_missing_and_null_are_none() -> None:
     line = parse_cycle({"time": START, "cycle": 1, "accuracy_trained": None})
     assert line is not None
     assert (line.accuracy_trained, line.accuracy_averaged, line.collection_s, line.models) == (None,) * 4
-    assert (line.asked, line.answered, line.failed, line.accounted_s) == (False, False, False, 0.0)
+    assert (line.asked, line.answered, line.failed, line.accounted_s) == (0, 0, 0, 0.0)
 
 
 FIELDS = (*GOOD, "final", "models", "seconds_training", "answered")

@@ -1,0 +1,109 @@
+"""The real command, stopped and killed in each step of a round."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from p2pfl_state.layout import StateDir
+from p2pfl_state.manifest import file_weights_digest, read_header
+from p2pfl_state.wait import FolderWatch
+
+from tests.train.fake_daemon import FakeDaemon
+from tests.train.running import lines, offering, run
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    return StateDir(tmp_path / "own")
+
+
+def trainer(state: StateDir, *arguments: str) -> subprocess.Popen[str]:
+    """The real command, in a process of its own."""
+    command = [sys.executable, "-m", "p2pfl_train", "run", "--state", str(state.root), "--data", "digits"]
+    return subprocess.Popen(
+        [*command, "--local-steps", "1", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(state: StateDir, condition: Callable[[], bool]) -> None:
+    with FolderWatch(state.root) as watch:
+        found = watch.wait_until(lambda: True if condition() else None, 60)
+    assert found, "the trainer did not come so far"
+
+
+def test_sigterm_averages_once_more_and_exits_cleanly(state: StateDir, published: StateDir) -> None:
+    with FakeDaemon(state, offering(published)):
+        process = trainer(state)
+        wait_for(state, lambda: len(lines(state)[0]) >= 3)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    cycles, finals = lines(state)
+    assert finals[0]["models"] == 1
+    assert read_header(state.model).manifest().version == finals[0]["version"] > cycles[-1]["version"]
+
+
+def test_a_second_interrupt_stops_at_once_and_nothing_published_is_lost(state: StateDir) -> None:
+    with FakeDaemon(state) as daemon:
+        process = trainer(state, "--deadline", "3600")
+        wait_for(state, lambda: len(lines(state)[0]) >= 2)
+        daemon.silent = True
+        process.send_signal(signal.SIGINT)
+        # the last request, which nobody answers, is what the second signal finds it waiting for
+        assert process.stdout is not None
+        while "stopping" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert output == ""
+    assert file_weights_digest(state.model) == read_header(state.model).manifest().weights
+
+
+def in_step(state: StateDir, step: str) -> bool:
+    """Whether the trainer is seen in a step of its round."""
+    names = set(os.listdir(state.root))
+    if step == "model being written":
+        return f".{state.model.name}.tmp" in names and state.model.name in names
+    if step == "model replaced":
+        return state.model.name in names and state.trainer_state.name not in names
+    if step == "trainer's file being written":
+        return f".{state.trainer_state.name}.tmp" in names
+    assert step == "request written"
+    return state.trainer_state.name in names and len(lines(state)[0]) >= 1 and state.aggregate.exists()
+
+
+@pytest.mark.parametrize(
+    "step", ["model being written", "model replaced", "trainer's file being written", "request written"]
+)
+def test_a_kill_at_any_step_leaves_a_directory_from_which_a_restart_goes_on(
+    state: StateDir, published: StateDir, step: str
+) -> None:
+    with FakeDaemon(state, offering(published)) as daemon:
+        process = trainer(state)
+        wait_for(state, lambda: in_step(state, step) or process.poll() is not None)
+        assert process.poll() is None
+        process.kill()
+        process.communicate(timeout=60)
+        before = read_header(state.model).manifest()
+        assert file_weights_digest(state.model) == before.weights
+        highest = max(request.round for request in daemon.requests)
+        asked = len(daemon.requests)
+        run(state, cycles=1)
+        after = lines(state)[0][-1]
+        assert after["version"] == before.version + 1
+        assert after["cycle"] >= before.version + 1
+        assert all(request.round > highest for request in daemon.requests[asked:])
+    assert not list(state.root.glob(".*.tmp"))
