@@ -34,10 +34,13 @@ class PeerSummary:
     rounds_asked: int
     rounds_answered: int
     rounds_failed: int
+    starting_s: float
+    """What all lives waited for the daemon, the task and the first weights, before their first cycles."""
     wall_s: float
-    """From the start of the first cycle to the end of the last; time between two lives counts."""
+    """From the start of the first cycle to the last line; time between two lives counts."""
     share_waiting: float
-    """Of `wall_s`, as the other shares; 0 when there is no cycle."""
+    """Of `wall_s`, as the other shares: in which training stood still for the network or for the end of
+    a verification, the last average of each life included, but not `starting_s`. 0 when there is no cycle."""
     share_training: float
     share_averaging: float
     share_publishing: float
@@ -45,18 +48,6 @@ class PeerSummary:
     worst_drop: float | None
     """Most that one average took away once the peer had reached 0.90: accuracy after local training
     less accuracy after averaging, of one cycle. 0 when none took anything; None when none was measured."""
-
-    @property
-    def share_other(self) -> float:
-        """What no part accounts for: start-up, reports, the time between two lives."""
-        named = (
-            self.share_waiting,
-            self.share_training,
-            self.share_averaging,
-            self.share_publishing,
-            self.share_evaluating,
-        )
-        return max(0.0, 1.0 - sum(named)) if self.wall_s > 0 else 0.0
 
 
 def summarise(dirs: Sequence[Path], *, since: float | None = None) -> list[PeerSummary]:
@@ -77,7 +68,8 @@ def _summarise(history: History, start: float) -> PeerSummary:
     trained = [line.accuracy_trained for line in cycles if line.accuracy_trained is not None]
     final = history.finals[-1] if history.finals else None
     lines = (*cycles, *history.finals)  # the last average of a life is asked for after its last cycle
-    wall_s = cycles[-1].time - cycles[0].time + cycles[0].accounted_s if cycles else 0.0
+    ended = max((line.time for line in lines), default=0.0)
+    wall_s = ended - cycles[0].time + cycles[0].accounted_s if cycles else 0.0
 
     def share(seconds: float) -> float:
         return seconds / wall_s if wall_s > 0 else 0.0
@@ -97,12 +89,13 @@ def _summarise(history: History, start: float) -> PeerSummary:
         rounds_asked=sum(line.asked for line in lines),
         rounds_answered=sum(line.answered for line in lines),
         rounds_failed=sum(line.failed for line in lines),
+        starting_s=sum(line.starting_s for line in lines),
         wall_s=wall_s,
-        share_waiting=share(sum(line.waiting_s for line in cycles)),
-        share_training=share(sum(line.training_s for line in cycles)),
-        share_averaging=share(sum(line.averaging_s for line in cycles)),
-        share_publishing=share(sum(line.publishing_s for line in cycles)),
-        share_evaluating=share(sum(line.evaluating_s for line in cycles)),
+        share_waiting=share(sum(line.waiting_s for line in lines)),
+        share_training=share(sum(line.training_s for line in lines)),
+        share_averaging=share(sum(line.averaging_s for line in lines)),
+        share_publishing=share(sum(line.publishing_s for line in lines)),
+        share_evaluating=share(sum(line.evaluating_s for line in lines)),
         worst_drop=worst_drop(cycles),
     )
 

@@ -61,16 +61,17 @@ def test_the_final_of_the_last_life_counts(tmp_path: Path) -> None:
     assert (one.final_averaged, one.final_trained, one.cycles) == (0.8, None, 2)
 
 
-def test_rounds_are_counted_where_the_line_says_true(tmp_path: Path) -> None:
+def test_rounds_are_counted_with_those_of_a_start_and_of_old_lines(tmp_path: Path) -> None:
     one = summary_of(
         tmp_path,
-        cycle(1, 1, None, None, asked=True, answered=False, failed=False),
+        cycle(1, 1, None, None, asked=3, answered=2, failed=1),
         cycle(2, 2, None, None, asked=True, answered=True, failed=False),
-        cycle(3, 3, None, None, asked=False, answered=False, failed=True),
-        cycle(4, 4, None, None, asked=1, answered="yes", failed=2),
-        {"time": START + 5, "final": True, "asked": True, "answered": True},
+        cycle(3, 3, None, None, asked=0, answered=0, failed=1),
+        cycle(4, 4, None, None),
+        cycle(5, 5, None, None, asked=1, answered="yes", failed=2),  # not ours
+        {"time": START + 6, "final": True, "asked": 1, "answered": 1},
     )
-    assert (one.rounds_asked, one.rounds_answered, one.rounds_failed) == (3, 2, 1)
+    assert (one.rounds_asked, one.rounds_answered, one.rounds_failed) == (5, 4, 2)
 
 
 def test_shares_of_wall_time(tmp_path: Path) -> None:
@@ -81,13 +82,26 @@ def test_shares_of_wall_time(tmp_path: Path) -> None:
         "seconds_publishing": 0.25,
         "seconds_evaluating": 0.25,
     }
-    one = summary_of(tmp_path, cycle(0, 1, None, None, **parts), cycle(12, 2, None, None, **parts))
+    one = summary_of(
+        tmp_path,
+        cycle(0, 1, None, None, seconds_starting=100.0, **parts),
+        cycle(12, 2, None, None, **parts),
+    )
     assert one.wall_s == 20.0  # the first cycle's 8 s, and 12 s to the end of the second
+    assert one.starting_s == 100.0
     assert one.share_training == pytest.approx(0.6)
     assert one.share_waiting == pytest.approx(0.1)
     assert one.share_averaging == pytest.approx(0.05)
     assert one.share_publishing == one.share_evaluating == pytest.approx(0.025)
-    assert one.share_other == pytest.approx(0.2)
+
+
+def test_the_last_average_of_a_life_counts_in_the_shares(tmp_path: Path) -> None:
+    parts = {"seconds_training": 6.0, "seconds_waiting": 0.0}
+    last = {"time": START + 20, "final": True, "seconds_waiting": 5.0, "seconds_evaluating": 3.0}
+    one = summary_of(tmp_path, cycle(6, 1, None, None, **parts), cycle(12, 2, None, None, **parts), last)
+    assert one.wall_s == 20.0
+    assert (one.share_waiting, one.share_evaluating) == (0.25, 0.15)
+    assert one.share_training == pytest.approx(0.6)
 
 
 def test_worst_drop_counts_only_averages_after_the_peer_has_passed(tmp_path: Path) -> None:
@@ -128,7 +142,7 @@ def test_a_peer_that_never_trained_is_still_listed(tmp_path: Path) -> None:
     assert (one.name, one.cycles, one.seconds_to_first, one.last_averaged, one.final_averaged) == (
         "b", 0, None, None, None,
     )  # fmt: skip
-    assert (one.wall_s, one.share_training, one.share_other, one.worst_drop) == (0.0, 0.0, 0.0, None)
+    assert (one.wall_s, one.share_training, one.worst_drop) == (0.0, 0.0, None)
 
 
 def test_nothing_at_all_is_a_data_error(tmp_path: Path) -> None:
