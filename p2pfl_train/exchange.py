@@ -148,23 +148,9 @@ class Exchange:
         self._watch = FolderWatch(state.root)
 
     @property
-    def daemon(self) -> BootDone | None:
-        """The life of the daemon that we talk to; None while there is none."""
-        return self._accepted
-
-    @property
     def ready(self) -> bool:
         """Whether a request can be made: the daemon is there and none is outstanding."""
         return self._accepted is not None and self._outstanding is None
-
-    @property
-    def outstanding(self) -> bool:
-        return self._outstanding is not None
-
-    @property
-    def answered(self) -> bool:
-        """Whether the outstanding request has its answer, verified or not."""
-        return self._outstanding is not None and self._outstanding.answer is not None
 
     @property
     def last_round(self) -> int:

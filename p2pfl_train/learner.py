@@ -157,9 +157,9 @@ class Learner:
             checkpoint.save(self.state.trainer_state, self.optimiser, self.counters)
             self._saved_at_s = time.monotonic()
 
-    def average(self, contributions: Sequence[Contribution], *, own_counts: bool = True) -> None:
+    def average(self, contributions: Sequence[Contribution]) -> None:
         """Averages verified models into the current weights; the optimiser keeps its momentum."""
-        average(self.tensors, self.samples if own_counts else 0, contributions)
+        average(self.tensors, self.samples, contributions)
         for contribution in contributions:
             manifest = contribution.file.manifest()
             self.parents.append(Parent(contribution.file.path.stem, manifest.version, manifest.weights))

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from watchdog.events import (
     FileCreatedEvent,
@@ -24,8 +23,6 @@ from watchdog.events import (
 )
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
-
-T = TypeVar("T")
 
 POLL_S = 0.5
 """The net's period: what a lost event costs at most. A guess between latency and wake-ups."""
@@ -79,18 +76,6 @@ class FolderWatch:
         seen = self._changed.wait(timeout_s)
         self._changed.clear()
         return seen
-
-    def wait_until(self, condition: Callable[[], T | None], timeout_s: float) -> T | None:
-        """Waits until `condition` returns something other than None; None after `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            found = condition()
-            if found is not None:
-                return found
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return None
-            self.wait_changed(min(left, POLL_S))
 
     def wake(self) -> None:
         """Wakes whoever waits, as a change would."""

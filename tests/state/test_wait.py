@@ -6,13 +6,17 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from p2pfl_state import atomic, wait
 from p2pfl_state.wait import FolderWatch
 from watchdog.events import FileSystemEvent
 from watchdog.observers import Observer
+
+T = TypeVar("T")
 
 NEVER_S = 3600.0
 
@@ -33,29 +37,43 @@ class FirstLook:
         return self.path.read_bytes() if self.path.exists() else None
 
 
-def test_a_rename_wakes_without_the_poll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def wait_until(watch: FolderWatch, condition: Callable[[], T | None]) -> T:
+    """As the daemon waits: looks, and looks again at each change, or when the net says so."""
+    while (found := condition()) is None:
+        watch.wait_next()
+    return found
+
+
+@pytest.fixture
+def no_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only events wake."""
     monkeypatch.setattr(wait, "POLL_S", NEVER_S)
+    monkeypatch.setattr(wait, "IDLE_POLL_S", NEVER_S)
+
+
+@pytest.mark.usefixtures("no_net")
+def test_a_rename_wakes_without_the_poll(tmp_path: Path) -> None:
     path = tmp_path / ".BOOT_DONE"
     writer = threading.Thread(target=atomic.write_bytes, args=(path, b"up"))
     with FolderWatch(tmp_path) as watch:
         assert watch.has_events
-        assert watch.wait_until(FirstLook(path, writer), NEVER_S) == b"up"
+        assert wait_until(watch, FirstLook(path, writer)) == b"up"
     writer.join()
 
 
-def test_a_folder_behind_a_symbolic_link_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wait, "POLL_S", NEVER_S)
+@pytest.mark.usefixtures("no_net")
+def test_a_folder_behind_a_symbolic_link_is_watched(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     path = tmp_path / "link" / ".BOOT_DONE"
     writer = threading.Thread(target=atomic.write_bytes, args=(path, b"up"))
     with FolderWatch(tmp_path / "link") as watch:
-        assert watch.wait_until(FirstLook(path, writer), NEVER_S) == b"up"
+        assert wait_until(watch, FirstLook(path, writer)) == b"up"
     writer.join()
 
 
-def test_a_removal_wakes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wait, "POLL_S", NEVER_S)
+@pytest.mark.usefixtures("no_net")
+def test_a_removal_wakes_too(tmp_path: Path) -> None:
     path = tmp_path / ".BOOT_DONE"
     path.touch()
     remover = threading.Thread(target=path.unlink)
@@ -66,7 +84,7 @@ def test_a_removal_wakes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return None if path.exists() else True
 
     with FolderWatch(tmp_path) as watch:
-        assert watch.wait_until(gone, NEVER_S)
+        assert wait_until(watch, gone)
     remover.join()
 
 
@@ -84,7 +102,7 @@ def test_reading_wakes_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             (tmp_path / "file").read_bytes()
             os.listdir(tmp_path)
         (tmp_path / "file").rename(tmp_path / "renamed")
-        assert watch.wait_until(lambda: heard or None, 60.0)
+        assert wait_until(watch, lambda: heard or None)
     assert {event.src_path for event in heard} == {str(tmp_path / "file")}
     assert {event.event_type for event in heard} <= {"moved", "deleted"}
 
@@ -104,15 +122,9 @@ def test_without_events_the_poll_serves(
     with FolderWatch(tmp_path) as watch:
         assert not watch.has_events
         look = FirstLook(path, writer)
-        assert watch.wait_until(look, 60.0) == b"up"
+        assert wait_until(watch, look) == b"up"
         assert look.looks > 1
     writer.join()
-
-
-def test_what_is_there_already_is_found_without_waiting(tmp_path: Path) -> None:
-    with FolderWatch(tmp_path) as watch:
-        assert watch.wait_until(lambda: 0, 0.0) == 0, "zero is an answer"
-        assert watch.wait_until(lambda: None, 0.0) is None
 
 
 def test_a_waiter_can_be_woken_by_hand(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,9 +39,12 @@ def trainer(state: StateDir, *arguments: str) -> subprocess.Popen[str]:
 
 
 def wait_for(state: StateDir, condition: Callable[[], bool]) -> None:
+    """Looks at every change, for some of what is looked for is there for a moment only."""
+    give_up_at_s = time.monotonic() + 60
     with FolderWatch(state.root) as watch:
-        found = watch.wait_until(lambda: True if condition() else None, 60)
-    assert found, "the trainer did not come so far"
+        while not condition():
+            assert time.monotonic() < give_up_at_s, "the trainer did not come so far"
+            watch.wait_next()
 
 
 def test_sigterm_averages_once_more_and_exits_cleanly(state: StateDir, published: StateDir) -> None:
