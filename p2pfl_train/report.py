@@ -149,6 +149,7 @@ class Report:
         if self._live is not None:
             if final or now_s - self._shown_at_s >= SHOW_S / 4:
                 self._shown_at_s = now_s
+                self._live.start()  # no sooner: it hides the cursor, and a signal before ends us at once
                 self._live.update(self._table(self._last), refresh=True)
         elif final or now_s - self._shown_at_s >= SHOW_S:
             self._shown_at_s = now_s
@@ -183,8 +184,6 @@ class Report:
         return table
 
     def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
         return self
 
     def __exit__(

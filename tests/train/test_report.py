@@ -12,6 +12,9 @@ from rich.console import Console
 from p2pfl_train.evaluate import Evaluation
 from p2pfl_train.report import CycleRecord, Report
 
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+"""What a terminal is told about its cursor."""
+
 
 def line_of(folder: Path, record: CycleRecord, *, final: bool = False) -> dict[str, Any]:
     """What is written of a record."""
@@ -29,6 +32,17 @@ def test_both_measurements_of_a_cycle_are_told(tmp_path: Path) -> None:
     assert (line["accuracy_trained"], line["accuracy_averaged"]) == (0.8, 0.9)
     assert (line["dev_loss_trained"], line["dev_loss_averaged"]) == (0.7, 0.3)
     assert (line["metrics_trained"], line["metrics_averaged"]) == ({"f1": 0.6}, {"f1": 0.8})
+
+
+def test_the_terminal_is_left_alone_until_there_is_a_table(tmp_path: Path) -> None:
+    """A signal before the first cycle ends the process at once: nobody would show the cursor again."""
+    terminal = io.StringIO()
+    with Report(tmp_path / "metrics.jsonl", Console(file=terminal, force_terminal=True), "own") as report:
+        report.say("initial weights: from the task's seed")
+        assert HIDE not in terminal.getvalue()
+        report.write(CycleRecord())
+        assert HIDE in terminal.getvalue()
+    assert terminal.getvalue().rindex(SHOW) > terminal.getvalue().rindex(HIDE)
 
 
 def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
