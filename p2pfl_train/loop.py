@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -28,6 +28,7 @@ from p2pfl_train.errors import WeightsRefused
 from p2pfl_train.evaluate import Evaluation, Schedule, evaluate
 from p2pfl_train.exchange import LATE_S, Exchange, Outcome, Wish, next_round, peers_of_other_tasks
 from p2pfl_train.learner import Learner
+from p2pfl_train.pace import Lead, Pace
 from p2pfl_train.report import CycleRecord, Report
 from p2pfl_train.startup import TaskSource, data_record, load_initial, make_learner, receive_task
 from p2pfl_train.tasks import build_task, describe
@@ -40,11 +41,6 @@ RECEIVE_PAUSE_S = 1.0
 """Between two requests of a peer that has nothing to train on, unless a period is given."""
 FINAL_EVALUATION_S = 5.0
 """Who stops us by a signal waits at most about this long for the last measurement, unless asked for."""
-FIRST_LEAD_S = 0.5
-LEAD_FACTOR = 2.0
-LEAD_GAIN = 0.3
-"""How long before the end of a cycle its request is made: twice what rounds took of late, smoothed. A
-late answer costs a whole cycle of freshness, an early one some steps; guesses within that."""
 MAX_DIVERGED = 3
 """So many cycles in a row may end in NaN before we give up."""
 
@@ -95,20 +91,6 @@ def run(
         lock.release()
 
 
-@dataclass
-class Pace:
-    """How a cycle's training gets on."""
-
-    steps: int
-    started_at_s: float
-    done: int = 0
-
-    def step_done(self, now_s: float) -> float:
-        """Counts a step; the seconds that the remaining ones will take at this pace."""
-        self.done += 1
-        return (self.steps - self.done) * (now_s - self.started_at_s) / self.done
-
-
 class Loop:
     """The cycles of one life."""
 
@@ -134,7 +116,7 @@ class Loop:
         self._cycles_done = 0
         self._diverged = 0
         self._asked_at_s = float("-inf")
-        self._lead_s = FIRST_LEAD_S
+        self._lead = Lead()
         self._reached_target = False
         self._told_of_others = False
         self._example_s: float | None = None
@@ -202,7 +184,7 @@ class Loop:
         """Looks for the answer, asks when it is time; whether to end the cycle early."""
         self._exchange.poll()
         left_s = pace.step_done(time.monotonic())
-        if not self._waits and left_s <= self._lead_s and self._due():
+        if not self._waits and left_s <= self._lead.seconds and self._due():
             self._ask(record, self._options.exchange.deadline_s)
         return self._stop() or self._out_of_time()
 
@@ -265,7 +247,7 @@ class Loop:
             self._report.say(f"round {outcome.round} failed: {outcome.failure}")
         self._tell_of_other_tasks(outcome)
         if outcome.seconds is not None:
-            self._lead_s += LEAD_GAIN * (LEAD_FACTOR * outcome.seconds - self._lead_s)
+            self._lead.round_took(outcome.seconds)
         for refusal in outcome.checked.refusals:
             self._report.say(f"refused a model of peer {refusal.peer_id[:16]}: {refusal.reason}")
         if wanted:

@@ -18,7 +18,7 @@ from p2pfl_state.lock import ProcessLock
 from p2pfl_state.manifest import file_weights_digest, read_header
 from rich.console import Console
 
-from p2pfl_train import checkpoint, learner, loop
+from p2pfl_train import checkpoint, learner, loop, pace
 from p2pfl_train.config import (
     EvaluationOptions,
     ExchangeOptions,
@@ -317,11 +317,11 @@ def test_after_a_signal_the_last_measurement_must_be_quick(
 
 
 def test_the_pace_of_a_cycle_tells_what_its_steps_will_take() -> None:
-    pace = loop.Pace(steps=4, started_at_s=100.0)
-    assert pace.step_done(102.0) == pytest.approx(3 * 2.0)
-    assert pace.step_done(103.0) == pytest.approx(2 * 1.5)
-    assert pace.step_done(106.0) == pytest.approx(1 * 2.0)
-    assert pace.step_done(108.0) == 0
+    cycle = pace.Pace(steps=4, started_at_s=100.0)
+    assert cycle.step_done(102.0) == pytest.approx(3 * 2.0)
+    assert cycle.step_done(103.0) == pytest.approx(2 * 1.5)
+    assert cycle.step_done(106.0) == pytest.approx(1 * 2.0)
+    assert cycle.step_done(108.0) == 0
 
 
 @pytest.mark.parametrize(("lead_s", "steps_before"), [(0.0, 5), (1e9, 1)])
@@ -332,15 +332,15 @@ def test_a_request_is_made_when_the_rest_of_the_cycle_takes_as_long_as_a_round(
     lead_s: float,
     steps_before: int,
 ) -> None:
-    monkeypatch.setattr(loop, "FIRST_LEAD_S", lead_s)
-    monkeypatch.setattr(loop, "LEAD_GAIN", 0.0)
+    monkeypatch.setattr(pace, "FIRST_LEAD_S", lead_s)
+    monkeypatch.setattr(pace, "LEAD_GAIN", 0.0)
     done: list[int] = []
     asked_after: list[int] = []
-    step_done, ask, poll = loop.Pace.step_done, Exchange.ask, Exchange.poll
+    step_done, ask, poll = pace.Pace.step_done, Exchange.ask, Exchange.poll
 
-    def count(pace: loop.Pace, now_s: float) -> float:
-        left_s = step_done(pace, now_s)
-        done.append(pace.done)
+    def count(cycle: pace.Pace, now_s: float) -> float:
+        left_s = step_done(cycle, now_s)
+        done.append(cycle.done)
         return left_s
 
     def note(exchange: Exchange, *wish: Any) -> int:
@@ -356,7 +356,7 @@ def test_a_request_is_made_when_the_rest_of_the_cycle_takes_as_long_as_a_round(
         if current is not None and current.checking is not None:
             current.checking.result()
 
-    monkeypatch.setattr(loop.Pace, "step_done", count)
+    monkeypatch.setattr(pace.Pace, "step_done", count)
     monkeypatch.setattr(Exchange, "ask", note)
     monkeypatch.setattr(Exchange, "poll", poll_until_answered)
     with FakeDaemon(state, offering(published)):
