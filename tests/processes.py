@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -142,6 +143,7 @@ class Processes:
         """`folder` gets the outputs of the processes."""
         self._folder = folder
         self._started: list[Process] = []
+        self._ports: list[socket.socket] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(
@@ -188,6 +190,18 @@ class Processes:
             f"trainer {state.name}", "-m", "p2pfl_train", "run", "--state", state, "--threads", "1", *options
         )
 
+    def port(self) -> int:
+        """A port of loopback that nobody else is given before the end of the test.
+
+        It is bound and not listened on: a connection is refused, and a server that sets SO_REUSEADDR, as
+        gRPC and sshd do, may listen there.
+        """
+        held = socket.socket()
+        self._ports.append(held)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
     def _spawn(
         self, name: str, arguments: list[str], env: Mapping[str, str], cwd: Path
     ) -> tuple[Path, subprocess.Popen[bytes]]:
@@ -209,12 +223,14 @@ class Processes:
         return process
 
     def close(self) -> None:
-        """Kills what runs, and prints what each process wrote."""
+        """Kills what runs, prints what each process wrote, and gives the ports back."""
         for process in self._started:
             process.popen.kill()
         for process in self._started:
             process.popen.wait()
             print(f"--- {process.name} ({process.popen.returncode})\n{process.output()[-SHOWN_CHARACTERS:]}")
+        for held in self._ports:
+            held.close()
 
     def __enter__(self) -> Self:
         return self

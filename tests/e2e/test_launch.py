@@ -6,7 +6,6 @@ import getpass
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,12 +31,6 @@ pytestmark = [
 ]
 FOLDER = "it's $(touch pwned) a;folder"
 """Of the project on the hosts: what a careless quoting would run."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -80,7 +73,7 @@ def lab(processes: Processes, tmp_path: Path) -> Iterator[Lab]:
     for name in ("key", "host_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
     shutil.copy(folder / "key.pub", folder / "authorized_keys")
-    port = free_port()
+    port = processes.port()
     host_key = (folder / "host_key.pub").read_text()
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}")
     (folder / "nobody").write_text("")
@@ -119,7 +112,7 @@ def runs(state: StateDir) -> tuple[bool, bool]:
 def test_peers_are_launched_in_order_and_exactly_they_are_stopped(
     lab: Lab, processes: Processes, tmp_path: Path
 ) -> None:
-    ports = [free_port(), free_port()]
+    ports = [lab.processes.port(), lab.processes.port()]
     hosts = lab.hosts(lab.line(ports[0]), lab.line(ports[1], "'args=--local-steps 2 --fan-out 3'"))
     launch = lab.run("launch", hosts, "--data=digits")
     assert launch.wait() == 0
@@ -167,9 +160,9 @@ def test_peers_are_launched_in_order_and_exactly_they_are_stopped(
 
 
 def test_a_failing_host_is_one_line_and_the_next_is_launched_all_the_same(lab: Lab) -> None:
-    ports = [free_port(), free_port(), free_port()]
+    ports = [lab.processes.port(), lab.processes.port(), lab.processes.port()]
     hosts = lab.hosts(
-        lab.line(ports[0], ssh_port=free_port()),
+        lab.line(ports[0], ssh_port=lab.processes.port()),
         lab.line(ports[1], "data=no/such/data"),
         lab.line(ports[2]),
     )
@@ -190,7 +183,7 @@ def test_a_failing_host_is_one_line_and_the_next_is_launched_all_the_same(lab: L
 
 
 def test_a_host_with_an_unknown_key_is_refused(lab: Lab) -> None:
-    port = free_port()
+    port = lab.processes.port()
     launch = lab.run("launch", lab.hosts(lab.line(port)), known=False)
     assert launch.wait() == 1
     assert "Host key verification failed" in launch.output()
@@ -198,7 +191,7 @@ def test_a_host_with_an_unknown_key_is_refused(lab: Lab) -> None:
 
 
 def test_values_of_the_file_are_text_and_never_run(lab: Lab) -> None:
-    port = free_port()
+    port = lab.processes.port()
     values = ("'data=x; touch pwned'", "'model=`touch pwned`'", "'args=$(touch pwned)'")
     hosts = lab.hosts(lab.line(port, *values))
     launch = lab.run("launch", hosts)
@@ -209,7 +202,7 @@ def test_values_of_the_file_are_text_and_never_run(lab: Lab) -> None:
 
 
 def test_a_host_without_the_project_says_so(lab: Lab) -> None:
-    hosts = lab.hosts(lab.line(free_port()).replace("folder", "other"))
+    hosts = lab.hosts(lab.line(lab.processes.port()).replace("folder", "other"))
     launch = lab.run("launch", hosts)
     assert launch.wait() == 1
     assert "clone the project there and run make setup" in launch.output()

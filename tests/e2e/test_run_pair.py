@@ -116,9 +116,7 @@ def test_a_finished_trainer_ends_the_pair_with_0(processes: Processes, tmp_path:
 
 
 def test_a_peer_that_boots_to_itself_is_the_first(processes: Processes, tmp_path: Path) -> None:
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        port = chosen.getsockname()[1]
+    port = processes.port()
     state = StateDir(tmp_path / "peer")
     pair = start_pair(processes, state.root, *SMALL, "--boot", f"127.0.0.1:{port}", port=port)
     pair.wait_output("0 other peers")
