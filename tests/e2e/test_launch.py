@@ -23,7 +23,7 @@ SSHD = Path("/usr/sbin/sshd")
 TOOLS = all(shutil.which(tool) for tool in ("ssh", "ssh-keygen"))
 pytestmark = [
     pytest.mark.lab,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(
         not (SSHD.exists() and TOOLS),
         reason="needs openssh-server: make test-lab installs it when it is run by root on Debian",
@@ -31,6 +31,8 @@ pytestmark = [
 ]
 FOLDER = "it's $(touch pwned) a;folder"
 """Of the project on the hosts: what a careless quoting would run."""
+LAUNCH_S = 200.0
+"""How long a launcher may take: it gives the hosts themselves more than a minute for each step."""
 
 
 @dataclass
@@ -94,7 +96,7 @@ def lab(processes: Processes, tmp_path: Path) -> Iterator[Lab]:
     yield lab
     for state in (installed / "state").glob("*"):  # whatever a failed test has left running
         line = ["-m", "scripts", "detached", "stop", f"--state={state}"]
-        processes.start_python("clean-up", *line).wait()
+        processes.start_python("clean-up", *line).wait(LAUNCH_S)
     assert not (installed / "pwned").exists()
 
 
@@ -115,7 +117,7 @@ def test_peers_are_launched_in_order_and_exactly_they_are_stopped(
     ports = [lab.processes.port(), lab.processes.port()]
     hosts = lab.hosts(lab.line(ports[0]), lab.line(ports[1], "'args=--local-steps 2 --fan-out 3'"))
     launch = lab.run("launch", hosts, "--data=digits")
-    assert launch.wait() == 0
+    assert launch.wait(LAUNCH_S) == 0
     states = [lab.state(port) for port in ports]
     assert [runs(state) for state in states] == [(True, True)] * 2, "they survive the ssh session"
     second = markers.read_boot_done(states[1])
@@ -128,15 +130,15 @@ def test_peers_are_launched_in_order_and_exactly_they_are_stopped(
         assert f"127.0.0.1:{ports[number - 1]} trains" in launch.output()
 
     again = lab.run("launch", hosts)
-    assert again.wait() == 1
+    assert again.wait(LAUNCH_S) == 1
     assert f"launch: 127.0.0.1:{ports[0]}: " in again.output()
     assert "is in use by another daemon" in again.output()
     assert "2 of 2 hosts failed" in again.output()
 
     line = ["-m", "scripts", "detached", "stop", f"--state={states[1].root}"]
-    assert processes.start_python("stop the second", *line).wait() == 0
+    assert processes.start_python("stop the second", *line).wait(LAUNCH_S) == 0
     repaired = lab.run("launch", hosts)
-    assert repaired.wait() == 1
+    assert repaired.wait(LAUNCH_S) == 1
     assert "1 of 2 hosts failed" in repaired.output()
     second = markers.read_boot_done(states[1])
     assert second is not None
@@ -144,7 +146,7 @@ def test_peers_are_launched_in_order_and_exactly_they_are_stopped(
 
     stranger = processes.start_daemon(tmp_path / "stranger")
     stop = lab.run("stop", hosts)
-    assert stop.wait() == 0
+    assert stop.wait(LAUNCH_S) == 0
     assert stop.output().count("stopped") == 2
     assert [runs(state) for state in states] == [(False, False)] * 2
     for state in states:
@@ -155,7 +157,7 @@ def test_peers_are_launched_in_order_and_exactly_they_are_stopped(
     assert stranger.stop() == 0
 
     once_more = lab.run("stop", hosts)
-    assert once_more.wait() == 0
+    assert once_more.wait(LAUNCH_S) == 0
     assert once_more.output().count("was not running") == 2
 
 
@@ -167,7 +169,7 @@ def test_a_failing_host_is_one_line_and_the_next_is_launched_all_the_same(lab: L
         lab.line(ports[2]),
     )
     launch = lab.run("launch", hosts, "--data=digits")
-    assert launch.wait() == 1
+    assert launch.wait(LAUNCH_S) == 1
     told = [line for line in launch.output().splitlines() if line.startswith("launch: ")]
     assert told[0].startswith(f"launch: 127.0.0.1:{ports[0]}: ssh: connect to host 127.0.0.1")
     assert told[0].endswith("Connection refused")
@@ -178,14 +180,14 @@ def test_a_failing_host_is_one_line_and_the_next_is_launched_all_the_same(lab: L
     assert runs(lab.state(ports[1])) == (False, False), "the daemon without a trainer was stopped"
     assert runs(lab.state(ports[2])) == (True, True)
     stop = lab.run("stop", hosts)
-    assert stop.wait() == 1, "the first host cannot be asked"
+    assert stop.wait(LAUNCH_S) == 1, "the first host cannot be asked"
     assert runs(lab.state(ports[2])) == (False, False)
 
 
 def test_a_host_with_an_unknown_key_is_refused(lab: Lab) -> None:
     port = lab.processes.port()
     launch = lab.run("launch", lab.hosts(lab.line(port)), known=False)
-    assert launch.wait() == 1
+    assert launch.wait(LAUNCH_S) == 1
     assert "Host key verification failed" in launch.output()
     assert not lab.state(port).root.exists()
 
@@ -195,7 +197,7 @@ def test_values_of_the_file_are_text_and_never_run(lab: Lab) -> None:
     values = ("'data=x; touch pwned'", "'model=`touch pwned`'", "'args=$(touch pwned)'")
     hosts = lab.hosts(lab.line(port, *values))
     launch = lab.run("launch", hosts)
-    assert launch.wait() == 1
+    assert launch.wait(LAUNCH_S) == 1
     assert "launch: 127.0.0.1" in launch.output()
     assert not list(lab.installed.rglob("pwned"))
     assert not (Path.home() / "pwned").exists()
@@ -204,5 +206,5 @@ def test_values_of_the_file_are_text_and_never_run(lab: Lab) -> None:
 def test_a_host_without_the_project_says_so(lab: Lab) -> None:
     hosts = lab.hosts(lab.line(lab.processes.port()).replace("folder", "other"))
     launch = lab.run("launch", hosts)
-    assert launch.wait() == 1
+    assert launch.wait(LAUNCH_S) == 1
     assert "clone the project there and run make setup" in launch.output()
