@@ -21,10 +21,16 @@ child.wait()
 """
 
 
+def _whole_line(output: str) -> str | None:
+    """The first line once it has its end: unbuffered, a print writes its parts one by one."""
+    line, newline, _ = output.partition("\n")
+    return line if newline else None
+
+
 def _runs(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second when it ends between open and read
         return False
     return state != "Z"
 
@@ -32,7 +38,7 @@ def _runs(pid: int) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux's kernel")
 def test_a_child_dies_with_its_killed_parent(processes: Processes) -> None:
     parent = processes.start_python("parent", "-c", PARENT)
-    line = wait_for(lambda: parent.output().strip() or None)
+    line = wait_for(lambda: _whole_line(parent.output()))
     child = int(line.split()[1])
     assert _runs(child)
     parent.kill()
