@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -240,9 +241,11 @@ def test_a_reader_that_has_seen_enough_is_no_error(processes: Processes, tmp_pat
     daemon = processes.start_daemon(tmp_path / "peer")
     for command in ("status", "peers"):
         line = [sys.executable, "-m", "p2pfl_net", command, "--state", str(daemon.state.root), "--json"]
-        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as reader:
-            assert reader.stdout is not None
-            assert reader.stderr is not None
-            reader.stdout.close()
-            assert reader.stderr.read() == b""
-            assert reader.wait() == 141
+        reading, writing = os.pipe()
+        os.close(reading)
+        try:
+            ran = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+        finally:
+            os.close(writing)
+        assert ran.stderr == b""
+        assert ran.returncode == 141
