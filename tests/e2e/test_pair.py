@@ -46,6 +46,20 @@ def wait_accuracy(state: StateDir, wanted: float) -> None:
     wait_for(lambda: (latest(state, "accuracy_averaged") or 0.0) > wanted, what=f"an accuracy above {wanted}")
 
 
+def peers(state: StateDir) -> list[dict[str, Any]]:
+    """The peers that a daemon lists; none before it has written its list."""
+    value = json.loads(state.peers.read_bytes()) if state.peers.exists() else {"peers": []}
+    listed: list[dict[str, Any]] = value["peers"]
+    return listed
+
+
+def publishes(peer_id: str, state: StateDir) -> bool:
+    """Whether the daemon of `state` knows a peer as one whose model can be had now."""
+    return any(
+        peer["id"] == peer_id and peer["published"] and peer["state"] == "alive" for peer in peers(state)
+    )
+
+
 def chain(processes: Processes, folder: Path, count: int) -> list[Daemon]:
     """Daemons, each booted to the one before."""
     daemons: list[Daemon] = []
@@ -172,8 +186,10 @@ def test_the_network_gives_a_new_trainer_its_first_weights(processes: Processes,
     assert teacher.wait() == 0
     taught = latest(first.state, "accuracy_trained")
     assert taught > 0.9
+    wait_for(lambda: publishes(first.peer_id, second.state), what="the news of the model")
+    one_tiny_step = ("--cycles", "1", "--local-steps", "1", "--lr", "1e-6")
     pupil = processes.start_trainer(
-        second.state.root, *DIGITS, "--shard", "2/3", "--cycles", "1", "--local-steps", "1", "--lr", "1e-6"
+        second.state.root, *DIGITS, "--shard", "2/3", "--deadline", "60", *one_tiny_step
     )
     assert pupil.wait() == 0
     assert latest(second.state, "accuracy_trained") > 0.85, "one tiny step does not teach that"
