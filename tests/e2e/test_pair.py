@@ -211,9 +211,13 @@ def test_a_directory_has_one_daemon_and_one_trainer(processes: Processes, tmp_pa
 
 def test_a_stop_while_libraries_are_loaded_is_clean(processes: Processes, tmp_path: Path) -> None:
     state = StateDir(tmp_path / "peer")
-    trainer = processes.start_trainer(state.root, *DIGITS)
-    maps = Path(f"/proc/{trainer.popen.pid}/maps")
-    wait_for(lambda: "libtorch" in maps.read_text(), what="torch on its way in")
+    os.mkfifo(tmp_path / "never-written")
+    (tmp_path / "torch.py").write_text(
+        f"print('torch on its way in', flush=True)\nopen({str(tmp_path / 'never-written')!r})\n"
+    )
+    line = ("-m", "p2pfl_train", "run", "--state", state.root, *DIGITS)
+    trainer = processes.start_python("trainer", *line, env={"PYTHONPATH": str(tmp_path)})
+    trainer.wait_output("torch on its way in")
     assert not state.trainer_lock.exists(), "it has not begun"
     assert trainer.stop() == 0
 
