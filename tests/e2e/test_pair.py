@@ -60,6 +60,10 @@ def publishes(peer_id: str, state: StateDir) -> bool:
     )
 
 
+def wait_listed(state: StateDir, wanted: set[str]) -> None:
+    wait_for(lambda: {peer["id"] for peer in peers(state)} == wanted, what="the list of all peers")
+
+
 def chain(processes: Processes, folder: Path, count: int) -> list[Daemon]:
     """Daemons, each booted to the one before."""
     daemons: list[Daemon] = []
@@ -98,7 +102,7 @@ def test_three_peers_learn_all_digits_from_each_other(processes: Processes, tmp_
         assert not any(line["failed"] for line in [*cycles, final])
         assert not any(line["refused"] for line in [*cycles, final])
         others = {other.peer_id for other in daemons} - {daemon.peer_id}
-        wait_for(lambda: {peer["id"] for peer in peers(state)} == others, what="the whole list")
+        wait_listed(state, others)
         manifest = read_header(state.model).manifest()
         assert {parent.peer_id for parent in manifest.parents} <= others
         tasks.add(manifest.task)
