@@ -54,8 +54,8 @@ run: $(STAMP) ## one peer until Ctrl-C: PORT=8001 BOOT=host:8000 [DATA= DATA_DIR
 	@$(SCRIPTS) run --port=$(call quoted,$(PORT)) $(call option,boot,BOOT) $(call option,shard,SHARD) \
 		$(call option,state,STATE) $(PEER)
 
-demo: $(STAMP) ## a small network learns in front of you, in about a minute
-	@$(SCRIPTS) demo $(call option,out,OUT)
+demo: $(STAMP) ## a small network learns in front of you, in about a minute: [SECONDS=40 OUT=]
+	@$(SCRIPTS) demo $(call option,out,OUT) $(call option,seconds,SECONDS)
 
 launch: $(STAMP) ## start peers over ssh, each booted to the one before: HOSTS=hosts.txt [BOOT= DATA= MODEL= ARGS=]
 	@$(SCRIPTS) launch $(call option,hosts,HOSTS) $(call option,boot,BOOT) $(PEER)

@@ -7,6 +7,7 @@ model without showing their images to each other, until each knows all ten.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from scripts import pairs
 from scripts.experiment import Member, Network, fresh_folder
-from scripts.failures import ScriptFailed
+from scripts.failures import ScriptFailed, WrongUsage
 from scripts.signals import EXIT_INTERRUPTED, StopSignals
 from scripts.usage import Parser
 
@@ -29,11 +30,13 @@ SETTLED = 0.96
 """All measured at this or more: time to stop. Above `WANTED`, for a last average moves it a little."""
 SHOWN_AT_LEAST_S = 10.0
 LONGEST_S = 40.0
-"""From the first cycle of the last peer: what comes before is the machine's time to load the libraries."""
+"""Unless --seconds says otherwise; from the first cycle of the last peer: what comes before is the machine's
+time to load the libraries."""
 LONGEST_START_S = 120.0
 LINE_S = 3.0
 """Between two plain lines."""
-EPILOG = "exit codes: 0 all peers above 93 %; 1 one stayed below; 3 the folder is in use; 130 Ctrl-C"
+EPILOG = """exit codes: 0 all peers above 93 %; 1 one stayed below; 2 wrong usage; 3 the folder is in use;
+130 Ctrl-C"""
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
@@ -41,17 +44,26 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=FOLDER, metavar="DIR", help=f"folder of the run ({FOLDER})"
     )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=LONGEST_S,
+        help=f"learn at most so long; more for a busy machine ({LONGEST_S:g})",
+    )
     return parser
 
 
 def main(program: str, arguments: Sequence[str], signals: StopSignals) -> int:
     """Raises `ScriptFailed`, `StateError`, `TrainError`."""
-    out = build_parser(program).parse_args(arguments).out
+    options = build_parser(program).parse_args(arguments)
+    out, longest_s = options.out, options.seconds
+    if not (math.isfinite(longest_s) and longest_s > 0):
+        raise WrongUsage(f"SECONDS={longest_s:g} must be above 0 and finite")
     console = Console()
     with fresh_folder(out), Network(out, lambda: signals.insisted) as network:
         console.print(f"{PEERS} peers, each with 7 of the 10 digits, in {out}; Ctrl-C stops them.")
         with Display(console, network) as display:
-            _learn(network, display, signals)
+            _learn(network, display, longest_s, signals)
             if not signals.asked:
                 display.note("stopping: each peer takes a last average")
             network.stop(pairs.TRAINER_PATIENCE_S)
@@ -61,11 +73,11 @@ def main(program: str, arguments: Sequence[str], signals: StopSignals) -> int:
             return EXIT_INTERRUPTED
         console.print(_results(network.members))
         _draw(console, network, out / "plots")
-        _judge(network.members)
+        _judge(network.members, longest_s)
     return 0
 
 
-def _learn(network: Network, display: Display, signals: StopSignals) -> None:
+def _learn(network: Network, display: Display, longest_s: float, signals: StopSignals) -> None:
     """Starts the peers and watches them until they know enough, time is up or a signal comes."""
     for number in range(1, PEERS + 1):
         train = ["--data", "digits", "--partition", "paper", "--shard", f"{number}/{PEERS}"]
@@ -84,7 +96,7 @@ def _learn(network: Network, display: Display, signals: StopSignals) -> None:
         if learning_since_s is not None:
             lasted_s = now_s - learning_since_s
             settled = min(seen.accuracy_averaged or 0.0 for seen in figures) >= SETTLED
-            if lasted_s >= LONGEST_S or (settled and lasted_s >= SHOWN_AT_LEAST_S):
+            if lasted_s >= longest_s or (settled and lasted_s >= SHOWN_AT_LEAST_S):
                 return
         elif all(seen.cycle for seen in figures):
             learning_since_s = now_s
@@ -192,11 +204,11 @@ def _draw(console: Console, network: Network, plots: Path) -> None:
     console.print(f"plots in {plots}: {names} (and as .svg)", soft_wrap=True, highlight=False)
 
 
-def _judge(members: Sequence[Member]) -> None:
+def _judge(members: Sequence[Member], longest_s: float) -> None:
     below = [member for member in members if (final_accuracy(member) or 0.0) <= WANTED]
     if below:
         names = ", ".join(f"{member.name} ({_share(final_accuracy(member))})" for member in below)
         raise ScriptFailed(
-            f"{names} stayed at or below {100 * WANTED:.0f} %: a busy machine learns slowly, try again; "
-            f"the logs are in {below[0].pair.state.root}"
+            f"{names} stayed at or below {100 * WANTED:.0f} %: a busy machine learns slowly, try again with "
+            f"SECONDS={2 * longest_s:g}; the logs are in {below[0].pair.state.root}"
         )
