@@ -180,15 +180,20 @@ def _share(value: float | None) -> str:
 
 
 def final_accuracy(member: Member) -> float | None:
-    """On all dev examples after the last average; None for a peer that measured none."""
+    """Of the model that a peer ends with, on all dev examples; None for a peer that measured none.
+
+    After the last average, or after local training when that brought no model.
+    """
     final = member.watcher.figures.final
-    return None if final is None else final.accuracy_averaged
+    if final is None:
+        return None
+    return final.accuracy_trained if final.accuracy_averaged is None else final.accuracy_averaged
 
 
 def _results(members: Sequence[Member]) -> Table:
     table = Table(title="final accuracy on all dev examples of all ten digits", title_justify="left")
     table.add_column("peer")
-    for column in ("cycles", "models averaged", "after averaging"):
+    for column in ("cycles", "models averaged", "accuracy"):
         table.add_column(column, justify="right")
     for member in members:
         seen = member.watcher.figures

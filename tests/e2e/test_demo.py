@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import signal
@@ -18,7 +19,10 @@ from p2pfl_state import lock
 from p2pfl_state.layout import StateDir
 
 from scripts import die_with_parent
-from scripts.experiment import fresh_folder
+from scripts.demo import final_accuracy
+from scripts.experiment import Member, fresh_folder
+from scripts.pairs import Pair, PairOptions
+from scripts.watching import Watcher
 from tests.processes import PATIENCE_S, ROOT, Process, Processes, wait_for
 
 pytestmark = pytest.mark.timeout(300)
@@ -54,6 +58,20 @@ def test_all_peers_learn_all_digits(processes: Processes, tmp_path: Path) -> Non
     assert f"plots in {out / 'plots'}" in shown.replace("\n", "")
     assert {path.name for path in (out / "plots").iterdir()} == PICTURES
     assert nothing_runs(out)
+
+
+@pytest.mark.parametrize(
+    ("trained", "averaged", "final"), [(0.95, 0.97, 0.97), (0.95, None, 0.95), (None, None, None)]
+)
+def test_a_peer_whose_last_round_brought_nothing_ends_with_what_it_trained(
+    tmp_path: Path, trained: float | None, averaged: float | None, final: float | None
+) -> None:
+    pair = Pair(PairOptions(tmp_path, (), ()))
+    member = Member("peer", pair, Watcher(pair.state), 0.0)
+    line = {"time": 1.0, "final": True, "accuracy_trained": trained, "accuracy_averaged": averaged}
+    pair.state.metrics.write_text(json.dumps(line) + "\n")
+    member.watcher.look()
+    assert final_accuracy(member) == final
 
 
 def test_the_folder_of_a_running_experiment_is_kept(processes: Processes, tmp_path: Path) -> None:
