@@ -74,7 +74,10 @@ def figures(
             }
             for level in LEVELS
         },
-        "final_averaged": spread([peer.final_averaged for peer in summaries]),
+        "final_averaged": spread([final_accuracy(peer) for peer in summaries]),
+        "final_not_averaged": sum(
+            peer.final_averaged is None and peer.final_trained is not None for peer in summaries
+        ),
         "final_trained": spread([peer.final_trained for peer in summaries]),
         "worst_drop": max(drops, default=None),
         "rounds_asked": sum(peer.rounds_asked for peer in summaries),
@@ -112,6 +115,12 @@ def all_above_at_once(histories: Sequence[History], level: float, since: float) 
         if min(latest) >= level:
             return time - since
     return None
+
+
+def final_accuracy(peer: PeerSummary) -> float | None:
+    """Of the model that a peer ends with: after the last average, or after local training when that brought
+    no model; None when it measured neither."""
+    return peer.final_trained if peer.final_averaged is None else peer.final_averaged
 
 
 def spread(values: Sequence[float | None]) -> dict[str, float] | None:
@@ -197,6 +206,7 @@ def markdown(report: dict[str, Any]) -> str:
         *(_level(level, times) for level, times in report["all_above"].items()),
         f"- final accuracy after averaging: {_spread(report['final_averaged'])}; after local training: "
         f"{_spread(report['final_trained'])}",
+        *_not_averaged(report["final_not_averaged"]),
         f"- worst drop by an average once past 0.90: {_accuracy(report['worst_drop'])}",
         f"- rounds: {report['rounds_asked']} asked, {report['rounds_answered']} answered, "
         f"{report['rounds_failed']} failed",
@@ -224,6 +234,12 @@ def _spread(values: dict[str, float] | None) -> str:
     if values is None:
         return "not measured by all"
     return f"mean {values['mean']:.4f}, worst {values['worst']:.4f}"
+
+
+def _not_averaged(peers: int) -> list[str]:
+    if not peers:
+        return []
+    return [f"- no model came to the last average of {peers} of the peers: what they trained counts there"]
 
 
 def _killed(killed: dict[str, Any] | None) -> list[str]:

@@ -11,8 +11,10 @@ import pytest
 from p2pfl_state import lock
 from p2pfl_state.layout import StateDir
 
-from p2pfl_train.plots.records import CycleLine, History
-from scripts.paper_report import all_above_at_once, spread
+from p2pfl_train.plots.records import CycleLine, History, read_histories
+from p2pfl_train.plots.summary import summarise
+from scripts.paper_plan import Plan, Times
+from scripts.paper_report import all_above_at_once, figures, markdown, spread
 from tests.processes import Process, Processes
 
 pytestmark = pytest.mark.timeout(300)
@@ -54,6 +56,26 @@ def test_a_spread_needs_a_value_of_everyone() -> None:
     assert spread([0.5, 1.0]) == {"mean": 0.75, "worst": 0.5}
     assert spread([0.5, None]) is None
     assert spread([]) is None
+
+
+def test_a_peer_whose_last_round_brought_nothing_counts_with_what_it_trained(tmp_path: Path) -> None:
+    final: dict[str, object] = {"time": 2.0, "final": True, "accuracy_trained": 0.6, "accuracy_averaged": 0.9}
+    ends = [final, {**final, "accuracy_averaged": None}]
+    roots = [tmp_path / "a", tmp_path / "b"]
+    for root, end in zip(roots, ends, strict=True):
+        root.mkdir()
+        cycle = {"time": 1.0, "cycle": 1}
+        StateDir(root).metrics.write_text(json.dumps(cycle) + "\n" + json.dumps(end) + "\n")
+    plan = Plan(2, 1.0, "mlp", "digits", None, (), False, tmp_path)
+    report = figures(plan, summarise(roots, since=0.0), read_histories(roots), Times([0.0]))
+    assert report["final_averaged"] == {"mean": 0.75, "worst": 0.6}
+    assert report["final_not_averaged"] == 1
+    assert "no model came to the last average of 1 of the peers" in markdown(report)
+
+    StateDir(roots[1]).metrics.write_text(json.dumps({"time": 1.0, "cycle": 1}) + "\n")
+    report = figures(plan, summarise(roots, since=0.0), read_histories(roots), Times([0.0]))
+    assert report["final_averaged"] is None
+    assert "final accuracy after averaging: not measured by all" in markdown(report)
 
 
 def start(processes: Processes, out: Path, *options: str) -> Process:
