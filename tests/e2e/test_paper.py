@@ -66,7 +66,7 @@ def test_a_peer_whose_last_round_brought_nothing_counts_with_what_it_trained(tmp
         root.mkdir()
         cycle = {"time": 1.0, "cycle": 1}
         StateDir(root).metrics.write_text(json.dumps(cycle) + "\n" + json.dumps(end) + "\n")
-    plan = Plan(2, 1.0, "mlp", "digits", None, (), False, tmp_path)
+    plan = Plan(2, 1.0, "mlp", "digits", None, (), False, 4, tmp_path)
     report = figures(plan, summarise(roots, since=0.0), read_histories(roots), Times([0.0]))
     assert report["final_averaged"] == {"mean": 0.75, "worst": 0.6}
     assert report["final_not_averaged"] == 1
@@ -83,16 +83,19 @@ def start(processes: Processes, out: Path, *options: str) -> Process:
     return processes.start_python("paper", *line, *options)
 
 
+@pytest.mark.timeout(1200)
 def test_a_small_experiment_with_a_kill_and_its_report(processes: Processes, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    paper = start(processes, out, "--minutes=0.5", "--kill", "--args=--fan-out 2")
-    assert paper.wait(280) == 0
+    paper = start(processes, out, "--minutes=0.1", "--cycles=100", "--kill", "--args=--fan-out 2")
+    assert paper.wait(1000) == 0
     report = json.loads((out / "report.json").read_text())
     assert [peer["name"] for peer in report["peers"]] == ["peer-01", "peer-02", "peer-03"]
     assert report["killed"]["peer"] == "peer-02"
     assert report["killed"]["restarted_s"] > report["killed"]["killed_s"] > 0
-    assert report["killed"]["others_rounds_failed"] == 0
-    assert report["rounds_failed"] == 0
+    # A peer asks two: the killed one and one that may be busy just then. Once it is suspected, only that one.
+    assert all(peer["rounds_failed"] <= 1 for peer in report["peers"]), report["peers"]
+    assert report["killed"]["others_rounds_failed"] <= 2
+    assert report["rounds_failed"] == sum(peer["rounds_failed"] for peer in report["peers"])
     assert report["rounds_answered"] > 0
     assert report["machine"]["cores"] >= 1
     assert "--fan-out" in report["options"]["trainer"]
@@ -125,6 +128,7 @@ def test_ctrl_c_ends_all_without_a_report(processes: Processes, tmp_path: Path) 
         ("--minutes=0", "MINUTES=0.0 must be above 0"),
         ("--minutes=nan", "MINUTES=nan"),
         ("--peers=ten", "--peers"),
+        ("--cycles=0", "--cycles 0 must be at least 1"),
         ("--args='", "no closing quotation"),
     ],
 )
