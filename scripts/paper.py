@@ -27,8 +27,10 @@ MAX_PEERS = 100
 KILLED_PAUSE_S = 60.0
 """From the kill of a peer to its restart; less in a short run."""
 CYCLES = 4
-LONGEST_CYCLES_S = 120.0
-"""Before a peer is killed and after its restart it gets so many cycles in that time: for three averages."""
+"""Unless --cycles says otherwise: for three averages."""
+LONGEST_CYCLES_S = 300.0
+"""Before a peer is killed and after its restart it gets its cycles in that time, in which a busy machine also
+loads the libraries."""
 LINE_S = 10.0
 """Between two lines about the training."""
 FINAL_PATIENCE_S = 60.0
@@ -48,6 +50,12 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     add("--data-dir", metavar="DIR", help="where data sets known by name are kept")
     add("--args", default="", help="more options for every p2pfl-train run, in one text")
     add("--kill", action="store_true", help="kill one peer half-way and restart it a minute later")
+    add(
+        "--cycles",
+        type=int,
+        default=CYCLES,
+        help=f"at least, of each before a kill and of the killed one after it, in bounded time ({CYCLES})",
+    )
     add("--out", type=Path, metavar="DIR", help="folder of the report (report/MODEL, or report/MODEL-kill)")
     return parser
 
@@ -58,6 +66,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
         raise WrongUsage(f"PEERS={options.peers} must be from 2 to {MAX_PEERS}")
     if not (math.isfinite(options.minutes) and 0 < options.minutes <= 1e5):
         raise WrongUsage(f"MINUTES={options.minutes} must be above 0")
+    if options.cycles < 1:
+        raise WrongUsage(f"--cycles {options.cycles} must be at least 1")
     try:
         extra = shlex.split(options.args)
     except ValueError as error:
@@ -73,6 +83,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         data_dir=options.data_dir,
         train=(*train, *extra),
         kill=options.kill,
+        cycles=options.cycles,
         out=options.out or Path("report") / name,
     )
 
@@ -116,12 +127,12 @@ def _run(plan: Plan, network: Network, times: Times, asked: Callable[[], bool]) 
     if killed is None or asked():
         return
     # A short run on a slow machine is half over while trainers still load their libraries.
-    _wait_cycles(network, times, network.members, CYCLES, asked)
+    _wait_cycles(network, times, network.members, plan.cycles, asked)
     member = network.members[killed - 1]
     cycle = member.watcher.look().cycle
     _kill_and_restart(member, network, times, min(KILLED_PAUSE_S, seconds / 6), asked)
     _learn(network, times.last_start, times.last_start + seconds, asked)
-    _wait_cycles(network, times, [member], cycle + CYCLES, asked)
+    _wait_cycles(network, times, [member], cycle + plan.cycles, asked)
 
 
 def _wait_cycles(

@@ -19,6 +19,8 @@ class Plan:
     train: tuple[str, ...]
     """Options that every trainer gets, without --data-dir: that is this machine's business."""
     kill: bool
+    cycles: int
+    """At least, of each peer before the kill and of the killed one after it, whatever `minutes` is."""
     out: Path
 
     @property
