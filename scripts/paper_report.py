@@ -84,6 +84,7 @@ def figures(
         "rounds_answered": sum(peer.rounds_answered for peer in summaries),
         "rounds_failed": sum(peer.rounds_failed for peer in summaries),
         "share_waiting_most": max(peer.share_waiting for peer in summaries),
+        "starting_most_s": max(peer.starting_s for peer in summaries),
         "killed": None if times.killed is None else killed_figures(summaries, histories, times),
         "peers": [asdict(peer) for peer in summaries],
     }
@@ -141,7 +142,7 @@ def killed_figures(
     for line in back.cycles:
         if line.time < times.restarted_at or not line.answered:
             continue
-        rounds += 1
+        rounds += line.answered
         if line.accuracy_averaged is not None and line.accuracy_averaged >= 0.95:
             rounds_to_095 = rounds
             break
@@ -210,7 +211,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"- worst drop by an average once past 0.90: {_accuracy(report['worst_drop'])}",
         f"- rounds: {report['rounds_asked']} asked, {report['rounds_answered']} answered, "
         f"{report['rounds_failed']} failed",
-        f"- waiting for the network: at most {100 * report['share_waiting_most']:.2f} % of a trainer's time",
+        f"- waiting for the network: at most {100 * report['share_waiting_most']:.2f} % of a trainer's time, with "
+        f"the last average; for the first weights, before it trained, at most {report['starting_most_s']:.1f} s",
         *_killed(report["killed"]),
         "",
         "| " + " | ".join(name for name, _ in COLUMNS) + " |",
