@@ -211,8 +211,9 @@ def markdown(report: dict[str, Any]) -> str:
         f"- worst drop by an average once past 0.90: {_accuracy(report['worst_drop'])}",
         f"- rounds: {report['rounds_asked']} asked, {report['rounds_answered']} answered, "
         f"{report['rounds_failed']} failed",
-        f"- waiting for the network: at most {100 * report['share_waiting_most']:.2f} % of a trainer's time, with "
-        f"the last average; for the first weights, before it trained, at most {report['starting_most_s']:.1f} s",
+        f"- waiting for the network: at most {100 * report['share_waiting_most']:.2f} % of a trainer's time, "
+        "with the last average; for the first weights, before it trained, at most "
+        f"{report['starting_most_s']:.1f} s",
         *_killed(report["killed"]),
         "",
         "| " + " | ".join(name for name, _ in COLUMNS) + " |",
