@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,3 +54,8 @@ def lines(state: StateDir) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 def offering(*states: StateDir) -> Callable[[Any], Sequence[Offer]]:
     return lambda request: [(peer_id(i + 1), other.model) for i, other in enumerate(states)]
+
+
+def peak_kb() -> int:
+    """The most memory that this process had resident; `ru_maxrss` would be that of the parent, if larger."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])

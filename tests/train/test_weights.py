@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from p2pfl_train import weights
 from p2pfl_train.errors import ModelError, WeightsRefused
 from p2pfl_train.tensors import FORMAT_NAMES, digest_of, is_finite, layout_of, stored_tensors
+from tests.processes import ROOT
 
 torch.set_num_threads(1)
 
@@ -268,15 +269,17 @@ def test_reading_a_large_file_costs_little_memory(tmp_path: Path) -> None:
     manifest = Manifest(1, 1, "a" * 64, digest_of(tensors))
     weights.save_tensors(path, tensors, {"p2pfl": manifest.encode()})
     program = f"""
-import resource
 from pathlib import Path
 import torch
+from tests.train.running import peak_kb
 from p2pfl_train.weights import TensorFile
 torch.set_num_threads(1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_kb()
 file = TensorFile.open(Path({str(path)!r}))
 file.verify(file.manifest())
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print((peak_kb() - before) // 1024)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert int(done.stdout) < 24, "MiB more than before, for a file of 64"
