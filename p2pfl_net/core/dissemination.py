@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-from p2pfl_net.core.events import MAX_INCARNATION, Note, Output, PeersChanged, Record, Sender, Status
+from p2pfl_net.core.events import Note, Output, PeersChanged
 from p2pfl_net.core.gossip import GossipBuffer, visible_to, without_loopback
 from p2pfl_net.core.ids import PeerId
+from p2pfl_net.core.messages import MAX_INCARNATION, Record, Sender, Status
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.sampling import ProbeOrder
 from p2pfl_net.core.table import Change, Table

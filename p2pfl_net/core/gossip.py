@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import heapq
 
-from p2pfl_net.core.events import Record
 from p2pfl_net.core.ids import Address, PeerId
+from p2pfl_net.core.messages import Record
 
 
 class GossipBuffer:

@@ -13,29 +13,23 @@ from random import Random
 from p2pfl_net.core.boot import BootAttempts
 from p2pfl_net.core.dissemination import Dissemination
 from p2pfl_net.core.events import (
-    Ack,
     Answered,
     BootFailed,
     Failed,
     FailureKind,
-    Join,
     Joined,
-    JoinReply,
     ModelPublished,
     Note,
     Output,
-    Ping,
     Received,
-    Record,
     Refuse,
     Reply,
-    Sender,
     Start,
-    Status,
     Stopped,
 )
 from p2pfl_net.core.gossip import without_loopback
 from p2pfl_net.core.ids import Address, PeerId, is_loopback, parse_ip
+from p2pfl_net.core.messages import Ack, Join, JoinReply, Ping, Record, Sender, Status
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.reachability import Reachability
 from p2pfl_net.core.requests import Pending, Purpose, Requests

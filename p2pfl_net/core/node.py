@@ -18,14 +18,13 @@ from p2pfl_net.core.events import (
     ModelPublished,
     Output,
     Received,
-    Record,
     Start,
-    Status,
     Stop,
     Tick,
 )
 from p2pfl_net.core.ids import Address, PeerId
 from p2pfl_net.core.membership import Membership
+from p2pfl_net.core.messages import Record, Status
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.reachability import Reachability
 

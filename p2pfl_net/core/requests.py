@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from p2pfl_net.core.events import Output, Request, RequestId, Send
+from p2pfl_net.core.events import Output, RequestId, Send
 from p2pfl_net.core.ids import Address, PeerId
+from p2pfl_net.core.messages import Request
 
 
 class Purpose(Enum):

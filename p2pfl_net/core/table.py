@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from p2pfl_net.core.events import Record, Status
 from p2pfl_net.core.gossip import replace_addresses
 from p2pfl_net.core.ids import Address, PeerId
+from p2pfl_net.core.messages import Record, Status
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.sampling import PeerSet
 

@@ -13,8 +13,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from p2pfl_proto.v1 import membership_pb2 as pb
 
-from p2pfl_net.core.events import FailureKind, Join, Ping, Request, Response
+from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address, parse_ip
+from p2pfl_net.core.messages import Join, Ping, Request, Response
 from p2pfl_net.errors import MalformedMessage, PeerFailed
 from p2pfl_net.rpc.options import MEMBERSHIP_OPTIONS, Option
 from p2pfl_net.rpc.status import failure_of, is_unconnected

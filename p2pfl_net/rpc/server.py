@@ -14,8 +14,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from p2pfl_proto.v1 import membership_pb2, models_pb2
 
-from p2pfl_net.core.events import FailureKind, Join, JoinReply, Ping, Request, Response
+from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId, parse_ip
+from p2pfl_net.core.messages import Join, JoinReply, Ping, Request, Response
 from p2pfl_net.errors import MalformedMessage, PortUnavailable, RemoteError
 from p2pfl_net.rpc.options import SERVER_OPTIONS
 from p2pfl_net.rpc.serving import ModelSource, stream_model

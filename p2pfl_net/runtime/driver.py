@@ -41,13 +41,12 @@ from p2pfl_net.core.events import (
     Received,
     Refuse,
     Reply,
-    Request,
-    Response,
     Send,
     Stopped,
     Tick,
 )
 from p2pfl_net.core.ids import PeerId, TaskDigest
+from p2pfl_net.core.messages import Request, Response
 from p2pfl_net.core.node import Node, PeerList
 from p2pfl_net.core.params import Params
 from p2pfl_net.errors import PeerFailed, RemoteError

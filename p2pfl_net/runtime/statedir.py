@@ -13,8 +13,8 @@ from p2pfl_state.layout import CONTRACT_VERSION, StateDir
 from p2pfl_state.manifest import Manifest
 from p2pfl_state.wait import FolderWatch
 
-from p2pfl_net.core.events import Record, Status
 from p2pfl_net.core.ids import Address, parse_address
+from p2pfl_net.core.messages import Record, Status
 from p2pfl_net.core.node import PeerList
 from p2pfl_net.runtime.published import FileStamp, PublishedModel, stamp_of
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from p2pfl_proto.v1 import membership_pb2 as pb
 
-from p2pfl_net.core.events import MAX_INCARNATION, Ack, Join, JoinReply, Ping, Record, Sender, Status
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest, is_unicast, parse_ip
+from p2pfl_net.core.messages import MAX_INCARNATION, Ack, Join, JoinReply, Ping, Record, Sender, Status
 from p2pfl_net.errors import MalformedMessage
 
 PROTOCOL_LOWEST = 1

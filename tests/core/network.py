@@ -16,7 +16,6 @@ from random import Random
 from typing import TypeVar, assert_never
 
 from p2pfl_net.core.events import (
-    Ack,
     Answered,
     BootFailed,
     CallId,
@@ -30,18 +29,13 @@ from p2pfl_net.core.events import (
     FetchFinished,
     FetchId,
     FetchProgressed,
-    Join,
     Joined,
-    JoinReply,
     Note,
     Output,
     PeersChanged,
-    Ping,
     Received,
     Refuse,
     Reply,
-    Request,
-    Response,
     Send,
     Start,
     Stop,
@@ -49,6 +43,7 @@ from p2pfl_net.core.events import (
     Tick,
 )
 from p2pfl_net.core.ids import Address, PeerId
+from p2pfl_net.core.messages import Ack, Join, JoinReply, Ping, Request, Response
 from p2pfl_net.core.node import Node
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.reachability import Reachability

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from p2pfl_net.core.events import MAX_INCARNATION, Ack, Join, JoinReply, Ping, Record, Sender, Status
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
+from p2pfl_net.core.messages import MAX_INCARNATION, Ack, Join, JoinReply, Ping, Record, Sender, Status
 
 PEERS = [PeerId(f"{number:064x}") for number in range(4)]
 

@@ -9,20 +9,9 @@ from random import Random
 import pytest
 
 from p2pfl_net.core.boot import BootAttempts
-from p2pfl_net.core.events import (
-    Answered,
-    BootFailed,
-    Join,
-    Joined,
-    JoinReply,
-    Refuse,
-    Send,
-    Sender,
-    Start,
-    Stop,
-    Tick,
-)
+from p2pfl_net.core.events import Answered, BootFailed, Joined, Refuse, Send, Start, Stop, Tick
 from p2pfl_net.core.ids import Address
+from p2pfl_net.core.messages import Join, JoinReply, Sender
 from p2pfl_net.core.params import Params
 from tests.core.network import Network, Peer
 

@@ -8,20 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pfl_net.core.events import (
-    MAX_INCARNATION,
-    Ack,
-    FailureKind,
-    Join,
-    JoinReply,
-    ModelPublished,
-    Ping,
-    Record,
-    Refuse,
-    Sender,
-    Status,
-)
+from p2pfl_net.core.events import FailureKind, ModelPublished, Refuse
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
+from p2pfl_net.core.messages import MAX_INCARNATION, Ack, Join, JoinReply, Ping, Record, Sender, Status
 from tests.core.network import Network, Peer, peer_id
 
 TASK = TaskDigest("7" * 64)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from p2pfl_net.core.events import Ack, Join, JoinReply, Note, Ping, Record, Send, Sender, Status
+from p2pfl_net.core.events import Note, Send
 from p2pfl_net.core.ids import Address
+from p2pfl_net.core.messages import Ack, Join, JoinReply, Ping, Record, Sender, Status
 from p2pfl_net.core.reachability import Reachability
 from tests.core.network import LOOPBACK, Network, Peer, peer_id
 

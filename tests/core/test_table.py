@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pfl_net.core.dissemination import Dissemination
-from p2pfl_net.core.events import Record, Status
 from p2pfl_net.core.ids import Address, PeerId
+from p2pfl_net.core.messages import Record, Status
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.sampling import PeerSet, ProbeOrder
 from p2pfl_net.core.table import Change, Table

@@ -10,8 +10,9 @@ from typing import cast
 import grpc
 import pytest
 
-from p2pfl_net.core.events import FailureKind, Ping, Record, Sender, Status
+from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
+from p2pfl_net.core.messages import Ping, Record, Sender, Status
 from p2pfl_net.errors import PeerFailed
 from p2pfl_net.rpc.client import MembershipClient
 from p2pfl_net.rpc.fetching import Cancellation, ModelClient

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from p2pfl_proto.v1 import membership_pb2 as pb
 
-from p2pfl_net.core.events import MAX_INCARNATION, Ack, Join, JoinReply, Ping, Record, Sender, Status
 from p2pfl_net.core.ids import Address
+from p2pfl_net.core.messages import MAX_INCARNATION, Ack, Join, JoinReply, Ping, Record, Sender, Status
 from p2pfl_net.core.params import Params
 from p2pfl_net.errors import MalformedMessage
 from p2pfl_net.wire import membership
