@@ -112,13 +112,12 @@ def _average_flat(
     step = PIECE_BYTES // flat.element_size()
     for start in range(0, flat.numel(), step):
         part = flat[start : start + step]
-        pieces = [(file.piece(name, start, part.numel()), share) for file, share in others]
+        pieces = [(file, file.piece(name, start, part.numel()), share) for file, share in others]
         total = part.to(wide)  # the part itself where it is wide enough
         # A share of nothing must also undo NaN: 0 x NaN would keep it.
         total = total.mul_(own_share) if own_share > 0 else total.zero_()
-        for piece, share in pieces:
+        for file, piece, share in pieces:
             total.add_(piece.to(wide), alpha=share)
+            file.forget()  # before the next is read: more than a piece may have been mapped for it
         if total is not part:
             part.copy_(total)
-        for file, _ in others:
-            file.forget()
