@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 from p2pfl_proto.v1 import membership_pb2 as pb
@@ -17,11 +18,15 @@ from p2pfl_state.manifest import Manifest
 
 from p2pfl_net.rpc.options import SERVER_OPTIONS
 from p2pfl_net.wire import models
-from tests.processes import PATIENCE_S
+from tests.processes import PATIENCE_S, wait_for
 from tests.rpc.model_files import TASK, ModelFile
 from tests.rpc.peers import Peer
 
+T = TypeVar("T")
+
 CALL_TIMEOUT_S = 20.0
+JOIN = "/p2pfl.v1.Membership/Join"
+PING = "/p2pfl.v1.Membership/Ping"
 
 Parts = Callable[[models_pb2.FetchModelRequest, grpc.ServicerContext], Iterator[bytes]]
 """Answers a FetchModel call with raw messages."""
@@ -37,6 +42,8 @@ class ScriptedPeer:
     def __init__(self, parts: Parts, *, task: bytes | Callable[[], bytes] | None = None) -> None:
         self.peer_id = secrets.token_hex(32)
         self.requests: list[models_pb2.FetchModelRequest] = []
+        self._incarnation = 1
+        self._status = pb.PEER_STATUS_ALIVE
         self._parts = parts
         self._task = TASK.encode() if task is None else task
         self._pool = ThreadPoolExecutor(8)
@@ -56,8 +63,10 @@ class ScriptedPeer:
         self._pool.shutdown()
 
     def sender(self) -> pb.Sender:
-        """What it says of itself: alive, with a published model of the task."""
-        return fake_sender(bytes.fromhex(self.peer_id), self.port)
+        """What it says of itself: alive until it has left, with a published model of the task."""
+        sender = fake_sender(bytes.fromhex(self.peer_id), self.port)
+        sender.record.incarnation, sender.record.status = self._incarnation, self._status
+        return sender
 
     def join(self, daemon: Peer) -> None:
         """Registers with a daemon."""
@@ -71,20 +80,38 @@ class ScriptedPeer:
         try:
             yield
         finally:
-            sender = self.sender()
-            sender.record.status = pb.PEER_STATUS_LEFT
+            self._status = pb.PEER_STATUS_LEFT
             to = bytes.fromhex(daemon.peer_id)
-            call_ping(daemon.port, pb.PingRequest(sender=sender, to=to, dialled=loopback(daemon.port)))
+            call_ping(daemon.port, pb.PingRequest(sender=self.sender(), to=to, dialled=loopback(daemon.port)))
+
+    def _refute(self, updates: Iterable[pb.PeerRecord]) -> None:
+        """Outlives what is said of it: a busy machine may have let it answer late (SWIM, 4.2)."""
+        for record in updates:
+            if record.peer_id.hex() == self.peer_id and record.status != pb.PEER_STATUS_ALIVE:
+                self._incarnation = max(self._incarnation, record.incarnation + 1)
 
     def _membership(self) -> grpc.GenericRpcHandler[Any, Any]:
+        def ping(request: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingReply:
+            self._refute(request.updates)
+            return pb.PingReply(sender=self.sender())
+
+        def join(request: pb.JoinRequest, context: grpc.ServicerContext) -> pb.JoinReply:
+            self._incarnation += 1  # whoever joins through it may have taken it for dead
+            return pb.JoinReply(sender=self.sender(), observed_host="127.0.0.1")
+
         return grpc.method_handlers_generic_handler(
             "p2pfl.v1.Membership",
             {
+                "Join": grpc.unary_unary_rpc_method_handler(
+                    join,
+                    pb.JoinRequest.FromString,
+                    pb.JoinReply.SerializeToString,
+                ),
                 "Ping": grpc.unary_unary_rpc_method_handler(
-                    lambda request, context: pb.PingReply(sender=self.sender()),
+                    ping,
                     pb.PingRequest.FromString,
                     pb.PingReply.SerializeToString,
-                )
+                ),
             },
         )
 
@@ -210,9 +237,25 @@ def is_busy(error: grpc.RpcError) -> bool:
     return isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def unless_busy(call: Callable[[], T]) -> T | None:
+    """What a call brings; None where the peer asks to be called again later. Raises `grpc.RpcError`."""
+    try:
+        return call()
+    except grpc.RpcError as error:
+        if not is_busy(error):
+            raise
+        return None
+
+
+def patient_call(port: int, method: str, data: bytes) -> bytes:
+    """As `raw_call`, again while the peer is busy."""
+    call = partial(raw_call, port, method, data)
+    return wait_for(partial(unless_busy, call), what=f"a peer that has time for {method}")
+
+
 def call_join(port: int, request: pb.JoinRequest) -> pb.JoinReply:
-    return pb.JoinReply.FromString(raw_call(port, "/p2pfl.v1.Membership/Join", request.SerializeToString()))
+    return pb.JoinReply.FromString(patient_call(port, JOIN, request.SerializeToString()))
 
 
 def call_ping(port: int, request: pb.PingRequest) -> pb.PingReply:
-    return pb.PingReply.FromString(raw_call(port, "/p2pfl.v1.Membership/Ping", request.SerializeToString()))
+    return pb.PingReply.FromString(patient_call(port, PING, request.SerializeToString()))

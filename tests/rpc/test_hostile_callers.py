@@ -21,12 +21,21 @@ from tests.processes import wait_for
 from tests.rpc.crowd import NOBODY_PORT, join_crowd
 from tests.rpc.model_files import make_model, publish
 from tests.rpc.peers import Network, Peer, wait_complete
-from tests.rpc.scripted_peer import ScriptedPeer, call_join, call_ping, fake_sender, loopback, raw_call
+from tests.rpc.scripted_peer import (
+    JOIN,
+    PING,
+    ScriptedPeer,
+    call_join,
+    call_ping,
+    fake_sender,
+    loopback,
+    raw_call,
+    unless_busy,
+)
 
-JOIN = "/p2pfl.v1.Membership/Join"
-PING = "/p2pfl.v1.Membership/Ping"
 FETCH_TASK = "/p2pfl.v1.Models/FetchTask"
 ID = bytes(range(32))
+UPLOAD_TIMEOUT_S = 100.0
 
 
 def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
@@ -104,7 +113,7 @@ def lonely(shared_network: Network) -> Peer:
 def check_knows_nobody(daemon: Peer) -> None:
     """Its list is written a moment after a change: that of a visitor shows that no earlier one is to come."""
     with ScriptedPeer(lambda request, context: iter(())) as visitor, visitor.visiting(daemon):
-        assert daemon.known() == {visitor.peer_id}
+        assert daemon.known() <= {visitor.peer_id}  # on a busy machine it may be lost again
     daemon.wait_known(set())
 
 
@@ -195,8 +204,7 @@ def test_a_thousand_fake_peers(network: Network) -> None:
     assert len(first.known()) <= Params().max_peers
     third = network.start(boot=first)
     wait_for(lambda: third.peer_id in first.known(), what="an honest newcomer in the list")
-    third.wait_event("joined")
-    assert {first.peer_id, second.peer_id} <= third.known()
+    wait_for(lambda: {first.peer_id, second.peer_id} <= third.known(), what="the honest in its list")
     assert len(third.known() & set(crowd)) > 900
     ping = call_ping(first.port, sound_ping(first))
     assert len(ping.updates) <= Params().max_updates + 1
@@ -211,7 +219,7 @@ def test_more_uploads_than_are_admitted(network: Network) -> None:
     request = models_pb2.FetchModelRequest()
     with ExitStack() as stack:
 
-        def begin_upload() -> Iterator[models_pb2.ModelPart]:
+        def new_upload() -> Iterator[models_pb2.ModelPart]:
             channel = stack.enter_context(
                 grpc.insecure_channel(daemon.address, [("grpc.use_local_subchannel_pool", 1)])
             )
@@ -220,28 +228,26 @@ def test_more_uploads_than_are_admitted(network: Network) -> None:
                 models_pb2.FetchModelRequest.SerializeToString,
                 models_pb2.ModelPart.FromString,
             )
-            upload = fetch(request, timeout=60)
+            upload = fetch(request, timeout=UPLOAD_TIMEOUT_S)
             stack.callback(upload.cancel)
             return iter(upload)
 
-        uploads = [begin_upload() for _ in range(MAX_UPLOADS)]
-        assert all(next(upload).HasField("header") for upload in uploads)
-        code, words = refused(lambda: next(begin_upload()))
+        def admitted_upload() -> Iterator[models_pb2.ModelPart]:
+            upload = new_upload()
+            assert next(upload).HasField("header")
+            return upload
+
+        begin_upload = partial(wait_for, partial(unless_busy, admitted_upload), what="an upload's header")
+        uploads = [begin_upload() for _ in range(MAX_UPLOADS)]  # the first once the model is hashed
+        code, words = refused(lambda: next(new_upload()))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "try again" in words
+        assert "too many uploads at once, try again" in words
         for _ in range(20):  # while every upload waits for its slow reader
             call_ping(daemon.port, sound_ping(daemon))
         newcomer = network.start(boot=daemon)
-        assert daemon.peer_id in newcomer.known()
+        wait_for(lambda: daemon.peer_id in newcomer.known(), what="the daemon in the newcomer's list")
         assert sum(len(part.chunk) for part in uploads[0]) == len(model.data)  # read to its end
-
-        def admitted() -> bool:
-            try:
-                return next(begin_upload()).HasField("header")
-            except grpc.RpcError:
-                return False
-
-        wait_for(admitted, what="the place of an upload that ended")
+        begin_upload()  # in the place of the one that ended
 
 
 def test_many_callers_at_once(network: Network) -> None:
@@ -254,8 +260,7 @@ def test_many_callers_at_once(network: Network) -> None:
             try:
                 call_join(first.port, pb.JoinRequest(sender=sender, dialled=loopback(first.port)))
             except grpc.RpcError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    failures.append(str(error))
+                failures.append(str(error))
 
     threads = [threading.Thread(target=call_often, args=(number,)) for number in range(1, 17)]
     for thread in threads:

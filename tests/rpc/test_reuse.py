@@ -87,9 +87,9 @@ def test_a_liar_that_announces_the_weights_of_another_and_stalls_does_not_keep_t
 def test_weights_whose_files_were_deleted_are_fetched_again(network: Network) -> None:
     asker, other = network.chain(2)
     publish(other.state, make_model(1, SIZE_BYTES))
-    asker.wait_published([other.peer_id])
     with FakeTrainer(asker.state) as trainer:
         for _ in range(3):
+            asker.wait_published([other.peer_id])
             assert [m.reused for m in trainer.ask().models] == [False]
             shutil.rmtree(asker.state.round_dir(trainer.round))
 

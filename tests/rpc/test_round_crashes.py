@@ -13,6 +13,7 @@ from tests.rpc.fake_trainer import FakeTrainer, names_of
 from tests.rpc.model_files import digest_of, make_model, publish
 from tests.rpc.peers import Network
 
+pytestmark = pytest.mark.timeout(600)
 MODELS = 3
 SIZE_BYTES = 8_000_000
 ROUND_S = 0.12

@@ -28,6 +28,7 @@ def test_rounds_bring_as_many_models_as_asked_each_as_its_source_has_it(network:
     with FakeTrainer(asker.state) as trainer:
         seen: set[str] = set()
         while seen != set(digests):
+            asker.wait_published(digests)
             answer = trainer.ask(fan_out=2)
             assert len(answer.models) == 2
             assert (answer.candidates, answer.peers, answer.failed) == (3, 3, ())
@@ -57,9 +58,10 @@ def test_a_round_without_candidates_is_answered(network: Network) -> None:
 @pytest.mark.parametrize("fan_out", [1, 4])
 def test_a_newcomer_gets_the_task_with_the_models(network: Network, fan_out: int) -> None:
     asker, *others = network.chain(5)
-    serving(others, asker, size_bytes=1000)
+    digests = serving(others, asker, size_bytes=1000)
     with FakeTrainer(asker.state) as trainer:
         for _ in range(4):
+            asker.wait_published(digests)
             answer = trainer.ask(fan_out, task=None, want_task=True)
             assert (len(answer.models), answer.failed) == (fan_out, ())
             assert read_task(asker.state.fetched_task(trainer.round)) == TASK
@@ -71,9 +73,9 @@ def test_peers_of_another_task_are_never_chosen(network: Network) -> None:
     publish(same.state, make_model(1))
     another = make_task("another")
     publish(other.state, make_model(2, task=another.digest), another)
-    asker.wait_published([same.peer_id, other.peer_id])
     with FakeTrainer(asker.state) as trainer:
         for _ in range(5):
+            asker.wait_published([same.peer_id, other.peer_id])
             answer = trainer.ask(fan_out=2)
             assert [model.peer_id for model in answer.models] == [same.peer_id]
             assert (answer.candidates, answer.failed) == (1, ())
@@ -82,9 +84,9 @@ def test_peers_of_another_task_are_never_chosen(network: Network) -> None:
 def test_a_new_publication_is_what_the_next_round_brings(network: Network) -> None:
     asker, other = network.chain(2)
     publish(other.state, make_model(1))
-    asker.wait_published([other.peer_id])
     with FakeTrainer(asker.state) as trainer:
         for version in range(2, 6):
+            asker.wait_published([other.peer_id])
             new = publish(other.state, make_model(version, version=version))
             answer = trainer.ask()
             assert [model.manifest.version for model in answer.models] == [version]
@@ -145,12 +147,13 @@ def test_what_a_trainer_refused_counts_against_the_sender(network: Network) -> N
 
 def test_a_malformed_request_is_survived(network: Network) -> None:
     asker, *others = network.chain(2)
-    serving(others, asker)
+    digests = serving(others, asker)
     with FakeTrainer(asker.state) as trainer:
         for content in (b"", b"{", b"[1]", b'{"contract": 99}', b"\x00" * 1000, b"9" * 10_000):
             known = len(asker.events("error"))
             atomic.write_bytes(asker.state.aggregate, content)
             asker.wait_event("error", count=known + 1)
+        asker.wait_published(digests)
         assert len(trainer.ask().models) == 1
 
 
