@@ -27,12 +27,12 @@ def run_command(*arguments: str | Path, timeout_s: float = PATIENCE_S) -> subpro
 
 
 class Peer:
-    """One peer's daemon. Its port is chosen in its first life and kept."""
+    """One peer's daemon. Its port is its own for the whole test, also while it does not run."""
 
     def __init__(self, processes: Processes, root: Path, prefix: Sequence[str] = ()) -> None:
         """`prefix`: a command that runs the daemon somewhere, such as in another network namespace."""
         self.state = StateDir(root)
-        self.port = 0
+        self.port = processes.port()
         self.lives: list[Process] = []
         self._processes = processes
         self._prefix = prefix
@@ -90,7 +90,6 @@ class Peer:
 
     @property
     def address(self) -> str:
-        assert self.port
         return f"127.0.0.1:{self.port}"
 
     @property

@@ -23,8 +23,7 @@ def health(channel: grpc.Channel, service: str) -> int:
 
 
 def test_a_peer_serves_once_it_has_joined(network: Network) -> None:
-    peer = network.start()
-    assert peer.stop() == 0
+    peer = network.peer()
     with socket.create_server(("127.0.0.1", 0)) as silent, grpc.insecure_channel(peer.address) as channel:
         peer.launch("--boot", f"127.0.0.1:{silent.getsockname()[1]}")
         assert [health(channel, service) for service in SERVICES] == [NOT_SERVING] * 3

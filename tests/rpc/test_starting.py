@@ -98,7 +98,8 @@ def test_a_machine_without_an_interface(network: Network) -> None:
 
 
 def test_a_chosen_port_is_told(network: Network) -> None:
-    peer = network.start()
+    peer = network.peer()
+    peer.start("--port", "0")
     assert f"port {peer.port}," in peer.process.output()
     assert peer.boot_done() is not None
     assert peer.peers_file()["self"]["address"] == peer.address
@@ -151,28 +152,38 @@ def web_server() -> Iterator[str]:
         thread.join()
 
 
-def boot_failure(network: Network, *addresses: str) -> str:
-    """The line of a daemon that waits a second and a half for these boot peers."""
+BOOT_TIMEOUTS_S = (1.5, 6.0, 24.0)
+
+
+def boot_failure(network: Network, address: str, timeout_s: float = BOOT_TIMEOUTS_S[0]) -> str:
+    """The line of a daemon that waits for this boot peer only so long."""
     peer = network.peer()
-    boots = [part for address in addresses for part in ("--boot", address)]
-    status, line = refusal(peer, "--boot-timeout", "1.5", *boots)
+    status, line = refusal(peer, "--boot-timeout", str(timeout_s), "--boot", address)
     assert status == 4
-    assert all(address in line for address in addresses)
+    assert address in line
+    assert f"within {timeout_s:g} s" in line
     assert peer.boot_done() is None
     assert peer.events("boot_failed")
+    return line
+
+
+def boot_failure_with_a_reason(network: Network, address: str) -> str:
+    """The same where something answers: on a busy machine not in the shortest time."""
+    for timeout_s in BOOT_TIMEOUTS_S:
+        line = boot_failure(network, address, timeout_s)
+        if "no answer" not in line:
+            break
     return line
 
 
 def test_a_boot_peer_that_is_not_there(network: Network) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    line = boot_failure(network, f"127.0.0.1:{port}")
-    assert "within 1.5 s" in line
-    assert "connection refused" in line
+    assert "connection refused" in boot_failure_with_a_reason(network, f"127.0.0.1:{port}")
 
 
 def test_a_boot_peer_that_is_a_web_server(network: Network, web_server: str) -> None:
-    assert "not a p2pfl peer" in boot_failure(network, web_server)
+    assert "not a p2pfl peer" in boot_failure_with_a_reason(network, web_server)
 
 
 def test_a_boot_peer_that_never_answers(network: Network) -> None:

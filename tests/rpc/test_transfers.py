@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from functools import partial
 
 import grpc
 import pytest
@@ -13,29 +14,25 @@ from tests.processes import wait_for
 from tests.rpc.fake_trainer import FakeTrainer, damage, names_of
 from tests.rpc.model_files import ModelFile, make_model, publish
 from tests.rpc.peers import Network, Peer
-from tests.rpc.scripted_peer import header_part, is_busy
+from tests.rpc.scripted_peer import header_part, unless_busy
 from tests.rpc.tcp_proxy import TcpProxy
 
 SIZE_BYTES = 40_000_000
 CUT_BYTES = 15_000_000
+TRANSFER_S = 100.0
+"""How long one may take that this test reads itself."""
 
 
 def through(network: Network, asker: Peer, model: ModelFile, link: TcpProxy, source: Peer) -> None:
     """Publishes `model` at `source`, which others reach over `link` only."""
+    source.state.root.mkdir()
     publish(source.state, model)
     source.start("--advertise", link.address, boot=asker)
     asker.wait_published([source.peer_id])
 
 
-def prepared_source(network: Network) -> Peer:
-    """A stopped peer whose port is known."""
-    source = network.start()
-    assert source.stop() == 0
-    return source
-
-
 def test_a_cut_transfer_goes_on_where_it_stopped(network: Network) -> None:
-    asker, source = network.start(), prepared_source(network)
+    asker, source = network.start(), network.peer()
     with TcpProxy(source.port, cut_after_bytes=CUT_BYTES) as link, FakeTrainer(asker.state) as trainer:
         model = make_model(1, SIZE_BYTES)
         through(network, asker, model, link, source)
@@ -47,7 +44,7 @@ def test_a_cut_transfer_goes_on_where_it_stopped(network: Network) -> None:
 
 
 def test_a_file_that_is_replaced_while_a_transfer_is_cut_begins_anew(network: Network) -> None:
-    asker, source = network.start(), prepared_source(network)
+    asker, source = network.start(), network.peer()
     old, new = make_model(1, SIZE_BYTES), make_model(2, SIZE_BYTES, version=2)
 
     with TcpProxy(source.port) as link, FakeTrainer(asker.state) as trainer:
@@ -64,7 +61,7 @@ def test_a_file_that_is_replaced_while_a_transfer_is_cut_begins_anew(network: Ne
 
 
 def test_a_file_that_is_replaced_during_a_transfer_comes_as_it_was(network: Network) -> None:
-    asker, source = network.start(), prepared_source(network)
+    asker, source = network.start(), network.peer()
     old, new = make_model(1, SIZE_BYTES), make_model(2, SIZE_BYTES, version=2)
     with TcpProxy(source.port) as link, FakeTrainer(asker.state) as trainer:
         through(network, asker, old, link, source)
@@ -106,7 +103,7 @@ def test_a_truncated_model_is_not_served(network: Network, keep: int) -> None:
     with grpc.insecure_channel(source.address) as channel:
         fetch = channel.unary_stream("/p2pfl.v1.Models/FetchModel", None, None)
         with pytest.raises(grpc.RpcError) as caught:
-            next(iter(fetch(b"", timeout=20)))
+            next(iter(fetch(b"", timeout=TRANSFER_S)))
     assert "damaged" in str(caught.value)
 
 
@@ -124,17 +121,12 @@ class SlowUpload:
             models_pb2.ModelPart.FromString,
         )
 
-        def begin() -> Iterator[models_pb2.ModelPart] | None:
-            parts = iter(fetch(models_pb2.FetchModelRequest(), timeout=60))
-            try:
-                assert next(parts).HasField("header")
-            except grpc.RpcError as error:
-                if not is_busy(error):
-                    raise
-                return None  # not hashed yet
+        def begin() -> Iterator[models_pb2.ModelPart]:
+            parts = iter(fetch(models_pb2.FetchModelRequest(), timeout=TRANSFER_S))
+            assert next(parts).HasField("header")
             return parts
 
-        self._parts = wait_for(begin, what="the header of an upload")
+        self._parts = wait_for(partial(unless_busy, begin), what="the header of an upload")
 
     def rest(self) -> bytes:
         with self._channel:
@@ -182,7 +174,7 @@ def test_a_second_signal_ends_a_draining_daemon(network: Network, second: signal
 
 
 def test_a_stop_in_mid_round_leaves_the_request_to_the_next_life(network: Network) -> None:
-    asker, source = network.start(), prepared_source(network)
+    asker, source = network.start(), network.peer()
     with TcpProxy(source.port) as link, FakeTrainer(asker.state) as trainer:
         model = make_model(1, SIZE_BYTES)
         through(network, asker, model, link, source)
@@ -203,7 +195,6 @@ def test_a_stop_in_mid_round_leaves_the_request_to_the_next_life(network: Networ
 def test_not_modified_needs_no_bytes(network: Network) -> None:
     source = network.start()
     model = publish(source.state, make_model(1, SIZE_BYTES))
-    source.wait_event("started")
     request = models_pb2.FetchModelRequest(have_weights=[bytes.fromhex(model.manifest.weights), bytes(32)])
     with grpc.insecure_channel(source.address) as channel:
         fetch = channel.unary_stream(
@@ -211,6 +202,7 @@ def test_not_modified_needs_no_bytes(network: Network) -> None:
             models_pb2.FetchModelRequest.SerializeToString,
             None,
         )
-        parts = list(fetch(request, timeout=20))
+        transfer = partial(unless_busy, lambda: list(fetch(request, timeout=TRANSFER_S)))
+        parts = wait_for(transfer, what="the hash of the model")
     named = models_pb2.FetchModelRequest(to=bytes.fromhex(source.peer_id))
     assert parts == [header_part(named, model, not_modified=True)]
