@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import Processes
+from tests.rpc.machines import Machine, make_machines
 from tests.rpc.peers import Network
 
 
@@ -30,6 +31,12 @@ def shared_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network
         made = Network(processes, folder)
         yield made
         made.check_sound()
+
+
+@pytest.fixture
+def machines(processes: Processes) -> tuple[Machine, Machine]:
+    """Two machines at 10.77.0.1 and 10.77.0.2, fd77::1 and fd77::2, with nothing but a cable between them."""
+    return make_machines(processes)
 
 
 @pytest.fixture
