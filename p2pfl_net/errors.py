@@ -4,6 +4,7 @@
     ├── UsageError        2   an option, or options that do not go together
     ├── BootFailed        4   no boot peer answered in time
     ├── PortUnavailable   5   the port is taken or may not be bound
+    ├── DiscoveryFailed   6   multicast DNS does not work here (`--boot auto`)
     ├── KeyUnusable       7   the peer's key is damaged
     └── FetchError        8   a model could not be fetched (`p2pfl-net get`)
 
@@ -42,6 +43,12 @@ class PortUnavailable(NetError):
     """The port is taken or may not be bound."""
 
     exit_code = 5
+
+
+class DiscoveryFailed(NetError):
+    """Peers of the LAN cannot be found: no network, or no multicast DNS on it."""
+
+    exit_code = 6
 
 
 class KeyUnusable(NetError):
