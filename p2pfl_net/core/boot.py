@@ -36,6 +36,8 @@ class BootAttempts:
     longest_pause_s: float
     joined: bool = False
     """Whether the network is up, through a peer of the earlier life."""
+    unanswered: tuple[Address, ...] = ()
+    """Peers of the earlier life that are asked once, for none is required."""
     failure: str | None = None
     """Why the last attempt at a boot peer failed; None: none has ended."""
     _turn: deque[Address] = field(default_factory=deque)
@@ -104,7 +106,7 @@ class BootAttempts:
         """No boot peer is required: each peer of the earlier life is asked once, for a short while."""
         self.deadline = min(self.deadline, now + self.remembered_timeout_s)
         self._turn.extend(self.remembered)
-        self.remembered = ()
+        self.unanswered, self.remembered = self.remembered, ()
 
     def _pause(self, now: float) -> float:
         due = now + self.pause_s

@@ -9,7 +9,7 @@ is slow, and whose fault it is, `pace` says. A round is always answered, at its 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
@@ -106,9 +106,11 @@ class Collector:
         candidates: Mapping[PeerId, tuple[Address, ...]],
         peers: int,
         now: float,
+        *,
+        reserve: Collection[PeerId] = (),
     ) -> list[Output]:
-        """Begins a round over `candidates` (peer to addresses). An unfinished one is given up: only the
-        latest request of the one trainer counts."""
+        """Begins a round over `candidates` (peer to addresses); those of the `reserve` come last. An
+        unfinished one is given up: only the latest request of the one trainer counts."""
         for peer_id, reason in event.refused[: self._params.max_refusals_noted]:
             self._offend(peer_id)
             self._out.append(Note("model_refused", {"peer": peer_id, "reason": reason}))
@@ -118,13 +120,20 @@ class Collector:
         if task is None:
             self._out.append(CollectionDone(event.round, (), (), 0, peers, 0.0))
             return self._take_outputs()
-        order = sorted(candidates)
+        order = sorted(peer_id for peer_id in candidates if peer_id not in reserve)
+        last = sorted(reserve)
         self._random.shuffle(order)
+        self._random.shuffle(last)
         pace = Pace(now, now + event.deadline_s, self._params.stall_s)
         most = min(2 * event.fan_out, self._params.max_fetches)
-        self._round = _Round(event, task, pace, candidates, peers, order, most=most)
+        self._round = _Round(event, task, pace, candidates, peers, last + order, most=most)
         self._advance(now)
         return self._take_outputs()
+
+    def peer_of(self, fetch: FetchId) -> PeerId | None:
+        """Whose model a fetch under way is to bring."""
+        transfer = self._active(fetch)
+        return None if transfer is None else transfer.peer_id
 
     def progressed(self, event: FetchProgressed, now: float) -> list[Output]:
         transfer = self._active(event.fetch)
@@ -292,12 +301,3 @@ class Collector:
     def _take_outputs(self) -> list[Output]:
         outputs, self._out = self._out, []
         return outputs
-
-
-def choose_task(
-    wanted: TaskDigest | None, offered: Sequence[TaskDigest], random: Random
-) -> TaskDigest | None:
-    """The task to collect: the one asked for, or that of a random peer that offers one."""
-    if wanted is not None:
-        return wanted
-    return random.choice(offered) if offered else None

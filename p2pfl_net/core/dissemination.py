@@ -1,7 +1,7 @@
 """What this peer knows of itself and of the others, what it takes in and what it passes on.
 
 SWIM's dissemination component (Das, Gupta, Motivala 2002, section 4.1), with the refutation of section
-4.2. Who is called, when and why is `membership`'s.
+4.2. Who is called, when and why is `probing`'s, `joining`'s and `membership`'s.
 """
 
 from __future__ import annotations
@@ -9,30 +9,61 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
+from p2pfl_net.core.counters import Counters
 from p2pfl_net.core.events import Note, Output, PeersChanged
 from p2pfl_net.core.gossip import GossipBuffer, visible_to, without_loopback
-from p2pfl_net.core.ids import PeerId
+from p2pfl_net.core.healing import LastKnown
+from p2pfl_net.core.health import LocalHealth
+from p2pfl_net.core.ids import PeerId, is_loopback, source_of
 from p2pfl_net.core.messages import MAX_INCARNATION, Record, Sender, Status
 from p2pfl_net.core.params import Params
-from p2pfl_net.core.sampling import ProbeOrder
 from p2pfl_net.core.table import Change, Table
 
 
 class Dissemination:
     """The peer's own record, the table of the others, and the news on its way."""
 
-    def __init__(self, me: Record, params: Params, random: Random, out: list[Output]) -> None:
+    def __init__(
+        self,
+        me: Record,
+        params: Params,
+        random: Random,
+        out: list[Output],
+        *,
+        health: LocalHealth | None = None,
+        counters: Counters | None = None,
+    ) -> None:
         """`out` receives the outputs; whoever owns it hands them on."""
-        self.me = me
-        self.table = Table(me.peer_id, params)
-        self.probe_order = ProbeOrder(random)
+        self._me = me
+        self._me_elsewhere = without_loopback(me)
+        self._gossip = GossipBuffer()
+        self.table = Table(me.peer_id, params, random, on_forgotten=self._gossip.discard)
+        self.last_known = LastKnown(params, random)
         self.offers_left = params.candidate_offers
         """Probes that still offer our unconfirmed addresses."""
-        self._gossip = GossipBuffer()
         self._gossip_at: float | None = None
+        self._budget = float(params.gossip_burst)
+        self._budget_at = 0.0
         self._params = params
         self._random = random
+        self._health = health or LocalHealth(params.max_health)
+        self._counters = counters or Counters()
         self._out = out
+
+    @property
+    def me(self) -> Record:
+        """This peer's own record."""
+        return self._me
+
+    @property
+    def me_elsewhere(self) -> Record:
+        """The same as other machines may hear it."""
+        return self._me_elsewhere
+
+    def say(self, record: Record) -> None:
+        """Makes `record` our own without telling anybody yet."""
+        self._me = record
+        self._me_elsewhere = without_loopback(record)
 
     # when to gossip --------------------------------------------------------------------------------
 
@@ -40,12 +71,20 @@ class Dissemination:
         """When the next gossip is due; None: there is no news, or nobody to tell."""
         return self._gossip_at if self._gossip and self.table.live else None
 
-    def take_turn(self, now: float) -> bool:
-        """Whether gossip is due; if so, the next turn is a gossip interval away."""
+    def take_turn(self, now: float) -> int:
+        """How many peers to gossip to now; the next turn is a gossip interval away, or as long as the
+        budget needs to allow one more."""
         if not self._gossip or self._gossip_at is None or now < self._gossip_at:
-            return False
-        self._gossip_at = now + self._params.gossip_interval_s
-        return True
+            return 0
+        params = self._params
+        earned = (now - self._budget_at) * params.gossip_rate
+        self._budget = min(float(params.gossip_burst), self._budget + earned)
+        self._budget_at = now
+        turns = min(params.gossip_fan_out, int(self._budget))
+        self._budget -= turns
+        short_s = max(0.0, 1.0 - self._budget) / params.gossip_rate
+        self._gossip_at = now + max(params.gossip_interval_s, short_s)
+        return turns
 
     # taking in -------------------------------------------------------------------------------------
 
@@ -55,62 +94,104 @@ class Dissemination:
         updates: tuple[Record, ...],
         now: float,
         *,
-        over_loopback: bool,
+        host: str,
+        exchange: bool = False,
     ) -> None:
-        """Takes in a message of `sender` with its updates.
+        """Takes in a message that came from `host`: the sender's own record, then what it tells of others.
 
-        What came from another machine brings no loopback addresses in, whatever the sender tells.
+        What came from another machine brings no loopback addresses in, whatever the sender tells. In an
+        `exchange` of all that is known, a death that is news here is a suspicion: after a split, each half
+        holds the other dead, and those who live must be asked first (as memberlist's push-pull does).
         """
-        if sender.record.peer_id == self.me.peer_id:
+        if sender.record.peer_id == self._me.peer_id:
             return
+        over_loopback = is_loopback(host)
+        source = source_of(host)
         said = sender.record if over_loopback else without_loopback(sender.record)
-        self.merge(said, now, whole=over_loopback)
+        self.merge(said, now, source=source, whole=over_loopback)
+        me, table = self._me.peer_id, self.table
+        self._counters.updates_received += len(updates)
         for record in updates:
-            visible = visible_to(record, to_loopback=over_loopback)
-            if visible is not None or record.peer_id == self.me.peer_id:
-                self.merge(visible or record, now)
-        member = self.table.get(sender.record.peer_id)
-        if member is not None:
-            member.last_seen = now
-            member.model_version = sender.model_version
+            if table.get(record.peer_id) is record:
+                continue
+            if record.peer_id != me:
+                visible = visible_to(record, to_loopback=over_loopback)
+                if visible is None:
+                    continue
+                if exchange and record.status is Status.DEAD:
+                    if not table.is_live(record.peer_id):
+                        continue
+                    visible = replace(visible, status=Status.SUSPECT, suspected_by=sender.record.peer_id)
+                record = visible
+            self.merge(record, now, source=source)
+        table.saw(sender.record.peer_id, sender.model_version, now)
 
-    def merge(self, record: Record, now: float, *, whole: bool = False) -> None:
-        """Takes in one record: into the table (`whole` as there), or in our defence."""
-        if record.peer_id == self.me.peer_id:
+    def merge(
+        self, record: Record, now: float, *, source: str | None = None, whole: bool = False
+    ) -> Change | None:
+        """Takes in one record: into the table (`source` and `whole` as there), or in our defence."""
+        if record.peer_id == self._me.peer_id:
             self._defend(record, now)
-            return
-        change = self.table.merge(record, now, whole=whole)
+            return None
+        change = self.table.merge(record, now, source=source, whole=whole)
         if change is None:
-            return
-        member = self.table.get(record.peer_id)
-        assert member is not None
-        self._spread(member.record, now)
+            return None
+        held = self.table.get(record.peer_id)
+        assert held is not None
+        self._spread(held if change is not Change.CONFIRMED else record, now)
         self._out.append(PeersChanged())
-        if change is Change.JOINED:
-            self.probe_order.add(record.peer_id)
-        if change is not Change.UPDATED:
-            addresses = member.addresses()
-            fields: dict[str, str | int | None] = {
-                "peer": record.peer_id,
-                "address": str(addresses[0]) if addresses else None,
-                "peers": len(self.table.live),
-            }
-            self._out.append(Note(change.value, fields))
+        self._follow(change, held, now)
+        if change not in (Change.UPDATED, Change.CONFIRMED):
+            self._tell(change, held)
+        return change
+
+    def _follow(self, change: Change, record: Record, now: float) -> None:
+        """Keeps the last known addresses and the counters true."""
+        if change is Change.LOST:
+            self._counters.deaths += 1
+            addresses = self.table.addresses(record.peer_id)
+            self.last_known.add(addresses, now, peer_id=record.peer_id)
+        elif change is Change.SUSPECTED:
+            self._counters.suspicions += 1
+        elif change in (Change.JOINED, Change.LEFT):
+            self.last_known.found(record.peer_id)
+
+    def _tell(self, change: Change, record: Record) -> None:
+        addresses = self.table.addresses(record.peer_id)
+        fields: dict[str, str | int | None] = {
+            "peer": record.peer_id,
+            "address": str(addresses[0]) if addresses else None,
+            "peers": len(self.table.live),
+        }
+        if change is Change.SUSPECTED:
+            fields["by"] = record.suspected_by
+        self._out.append(Note(change.value, fields))
+
+    def suspect(
+        self, peer_id: PeerId, incarnation: int, now: float, *, witnesses: int, refused: bool
+    ) -> None:
+        """Nobody reached the peer in the incarnation that it had when it was probed."""
+        record = self.table.get(peer_id)
+        if record is None or not record.is_live or record.incarnation != incarnation:
+            return
+        self.merge(replace(record, status=Status.SUSPECT, suspected_by=self._me.peer_id), now)
+        self.table.witness(peer_id, witnesses, refused=refused)
 
     def expire(self, now: float) -> None:
         """Declares dead whose time ran out, and forgets the long dead and all news of them: what is not
         in the table must not fill the buffer."""
-        dead, forgotten = self.table.expire(now)
-        for peer_id in forgotten:
-            self._gossip.discard(peer_id)
-        for record in dead:
+        for record in self.table.expire(now):
             self.merge(record, now)
 
     def _defend(self, record: Record, now: float) -> None:
         """Refutes what is said of us, and outlives the record of an earlier life (SWIM, 4.2)."""
-        if self.me.status is Status.ALIVE and record.contradicts(self.me):
-            self.offers_left = self._params.candidate_offers  # perhaps somebody does not reach us
-            self.renew(replace(self.me, incarnation=record.incarnation), now)
+        if self._me.status is not Status.ALIVE or not record.contradicts(self._me):
+            return
+        self.offers_left = self._params.candidate_offers  # perhaps somebody does not reach us
+        if record.incarnation == self._me.incarnation and record.status is not Status.ALIVE:
+            self._counters.refutations += 1
+            self._health.degrade()
+        self.renew(replace(self._me, incarnation=record.incarnation), now)
 
     def renew(self, record: Record, now: float) -> None:
         """Makes `record` our own with a higher incarnation, and tells.
@@ -119,34 +200,47 @@ class Dissemination:
         """
         if record.incarnation >= MAX_INCARNATION:
             return
-        self.me = replace(record, incarnation=record.incarnation + 1)
+        self.say(replace(record, incarnation=record.incarnation + 1))
         self._out.append(PeersChanged())
-        self._spread(self.me, now)
+        self._spread(self._me, now)
 
     def _spread(self, record: Record, now: float) -> None:
         if not self._gossip:
-            self._gossip_at = now + self._params.gossip_interval_s * self._random.random()
+            soon = now + self._params.gossip_interval_s * self._random.random()
+            self._gossip_at = soon if self._gossip_at is None else max(soon, self._gossip_at)
         self._gossip.put(record)
 
     # passing on ------------------------------------------------------------------------------------
 
     def news(self, *, to_loopback: bool) -> tuple[Record, ...]:
         """The freshest updates for one message, counted as sent."""
+        if not self._gossip:
+            return ()
         retransmissions = self._params.retransmissions(len(self.table.live))
         return self._gossip.take(self._params.max_updates, retransmissions, to_loopback=to_loopback)
 
     def held_against(self, peer_id: PeerId, said: Record | None, *, to_loopback: bool) -> tuple[Record, ...]:
         """What a peer must hear about itself, so that it can refute: suspicion, death, or a record that
         does not agree with what it just `said`."""
-        member = self.table.get(peer_id)
-        if member is None:
+        held = self.table.get(peer_id)
+        if held is None or (held.status is Status.ALIVE and (said is None or held is said)):
             return ()
-        held = member.record if to_loopback else without_loopback(member.record)
-        if held.status is Status.ALIVE and (said is None or not held.contradicts(said)):
+        if not to_loopback:
+            held = without_loopback(held)
+        if held.status is Status.ALIVE and said is not None and not held.contradicts(said):
             return ()
         return (held,)
 
-    def whole(self, reader: PeerId, *, to_loopback: bool) -> tuple[Record, ...]:
-        """All live peers that `reader` can reach, but itself."""
-        visible = (visible_to(member.record, to_loopback=to_loopback) for member in self.table.live_members())
-        return tuple(record for record in visible if record is not None and record.peer_id != reader)
+    def everything(self, reader: PeerId | None, *, to_loopback: bool) -> tuple[Record, ...]:
+        """All live peers that `reader` can reach, but itself, and the dead that are remembered."""
+        told: list[Record] = []
+        for record in self.table.live_records():
+            visible = visible_to(record, to_loopback=to_loopback)
+            if visible is not None and record.peer_id != reader:
+                told.append(visible)
+        told.extend(
+            record if to_loopback else without_loopback(record)
+            for record in self.table.tombstones()
+            if record.peer_id != reader
+        )
+        return tuple(told)

@@ -2,8 +2,8 @@
 
     what happens ──► handle(event, now) ──► what to do
 
-Inputs: `Start`, `Tick`, `Received`, `Answered`, `Failed`, `ModelPublished`, `Ask`, `FetchProgressed`,
-`FetchFinished`, `FetchFailed`, `Stop`.
+Inputs: `Start`, `Tick`, `Received`, `Answered`, `Failed`, `Discovered`, `InterfacesChanged`,
+`ModelPublished`, `Ask`, `FetchProgressed`, `FetchFinished`, `FetchFailed`, `Stop`.
 Outputs: `Send`, `Reply`, `Refuse`, `Fetch`, `CancelFetch`, `CollectionDone`, `Joined`, `BootFailed`,
 `PeersChanged`, `Note`, `Stopped`.
 """
@@ -42,6 +42,12 @@ class FailureKind(IntEnum):
     """The peer has no such model."""
     LOCAL = 7
     """Our own trouble, such as a full disk."""
+    REFUSED = 8
+    """Unreachable, and its machine says so itself: nobody listens there."""
+
+    @property
+    def is_unreachable(self) -> bool:
+        return self in (FailureKind.UNREACHABLE, FailureKind.REFUSED)
 
 
 # inputs --------------------------------------------------------------------------------------------
@@ -83,6 +89,20 @@ class Failed:
     request: RequestId
     kind: FailureKind
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Discovered:
+    """Peers may live at these addresses: join whom we do not know."""
+
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InterfacesChanged:
+    """The IP literals on which this peer listens are others now."""
+
+    hosts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +157,8 @@ Event = (
     | Received
     | Answered
     | Failed
+    | Discovered
+    | InterfacesChanged
     | ModelPublished
     | Ask
     | FetchProgressed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NewType
@@ -17,6 +18,9 @@ TaskDigest = NewType("TaskDigest", str)
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?"
 )
+
+_TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+MAX_TAGS = 8
 
 _MAX_LITERAL = 64
 """No IP literal is longer, a zone included."""
@@ -41,8 +45,8 @@ class Address:
 
 def is_loopback(host: str) -> bool:
     """Whether `host` means this machine only."""
-    if host == "localhost":
-        return True
+    if host.startswith("127.") or host in ("localhost", "::1"):
+        return host in ("localhost", "::1") or parse_ip(host) is not None
     literal = parse_ip(host)
     return literal is not None and (literal == "::1" or literal.startswith("127."))
 
@@ -61,6 +65,15 @@ def _parse_ip(host: str) -> str | None:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return str(address)
+
+
+@lru_cache(maxsize=_CACHED_HOSTS)
+def source_of(host: str) -> str:
+    """What one party easily has many of counts as one: an IPv4 address, or a network of 2^64 IPv6 ones."""
+    literal = parse_ip(host)
+    if literal is None or ":" not in literal:
+        return literal or host
+    return str(ipaddress.ip_network((literal.partition("%")[0], 64), strict=False))
 
 
 def is_unicast(literal: str) -> bool:
@@ -87,3 +100,16 @@ def parse_address(text: str) -> Address:
     if not _HOST_NAME.fullmatch(host):
         raise ValueError(f"{text!r}: {host!r} is not a host name")
     return Address(host.lower(), port)
+
+
+def parse_tags(texts: Iterable[str]) -> tuple[str, ...]:
+    """Tags in their normal order. Raises `ValueError` with one line that says what is wrong."""
+    tags = tuple(sorted(set(texts)))
+    for tag in tags:
+        if not _TAG.fullmatch(tag):
+            raise ValueError(
+                f"tag {tag!r}: a tag has up to 32 lower-case letters, digits, '.', '_' or '-', such as mnist"
+            )
+    if len(tags) > MAX_TAGS:
+        raise ValueError(f"{len(tags)} tags: a peer has at most {MAX_TAGS}")
+    return tags

@@ -30,13 +30,19 @@ class Record:
     addresses: tuple[Address, ...]
     task: TaskDigest | None = None
     published: bool = False
+    tags: tuple[str, ...] = ()
+    """What the peer trains for, in its operator's words; sorted."""
+    suspected_by: PeerId | None = None
+    """Of a suspicion: who could not reach the peer. Those who agree count (see `suspicion`)."""
 
     @property
     def is_live(self) -> bool:
-        return self.status in (Status.ALIVE, Status.SUSPECT)
+        return self.status <= Status.SUSPECT
 
     def is_newer_than(self, other: Record) -> bool:
-        return (self.incarnation, self.status) > (other.incarnation, other.status)
+        if self.incarnation != other.incarnation:
+            return self.incarnation > other.incarnation
+        return self.status > other.status
 
     def contradicts(self, other: Record) -> bool:
         """Whether whoever holds this is not up to date with `other`, said by the peer itself.
@@ -46,7 +52,7 @@ class Record:
         if self.is_newer_than(other):
             return True
         return (self.incarnation, self.status) == (other.incarnation, other.status) and (
-            (self.task, self.published) != (other.task, other.published)
+            (self.task, self.published, self.tags) != (other.task, other.published, other.tags)
             or any(a not in other.addresses for a in self.addresses if not a.is_loopback)
         )
 
@@ -67,8 +73,11 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class Join:
+    """Take me in, and tell me all you know; with `records`, an exchange of all that both know."""
+
     sender: Sender
     dialled: Address
+    records: tuple[Record, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,5 +102,24 @@ class Ack:
     updates: tuple[Record, ...] = ()
 
 
-Request = Join | Ping
-Response = JoinReply | Ack
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """Please ping `target` for me: I get no answer (SWIM's ping-req)."""
+
+    sender: Sender
+    to: PeerId
+    dialled: Address
+    target: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class RelayReply:
+    """What came of it. That it comes at all tells the asker that its own link works (Lifeguard's nack)."""
+
+    sender: Sender
+    reached: bool
+    updates: tuple[Record, ...] = ()
+
+
+Request = Join | Ping | Relay
+Response = JoinReply | Ack | RelayReply

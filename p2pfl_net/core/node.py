@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import assert_never
 
-from p2pfl_net.core.collect import Collector, choose_task
+from p2pfl_net.core.candidates import candidates
+from p2pfl_net.core.collect import Collector
+from p2pfl_net.core.counters import Counters
 from p2pfl_net.core.events import (
     Answered,
     Ask,
+    Discovered,
     Event,
     Failed,
     FetchFailed,
     FetchFinished,
     FetchProgressed,
+    InterfacesChanged,
     ModelPublished,
     Output,
     Received,
@@ -24,7 +28,7 @@ from p2pfl_net.core.events import (
 )
 from p2pfl_net.core.ids import Address, PeerId
 from p2pfl_net.core.membership import Membership
-from p2pfl_net.core.messages import Record, Status
+from p2pfl_net.core.messages import Record
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.reachability import Reachability
 
@@ -39,6 +43,8 @@ class PeerView:
     model_version: int
     """As it last told us directly; 0: none, or not told."""
     offences: int
+    rtt_s: float | None = None
+    """Round-trip time of calls to it, smoothed; None: not called yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +55,57 @@ class PeerList:
     address: Address
     """Where this peer is reached, as far as it knows."""
     peers: tuple[PeerView, ...]
+    counters: Counters = field(default_factory=Counters)
+    health: int = 0
+    """Local health multiplier: 0 when all is well."""
 
 
 class Node:
     """A peer's state machine. Not thread-safe: one thread feeds it. Its time never goes back."""
 
     def __init__(
-        self, me: PeerId, reachability: Reachability, incarnation: int, params: Params, random: Random
+        self,
+        me: PeerId,
+        reachability: Reachability,
+        incarnation: int,
+        params: Params,
+        random: Random,
+        tags: tuple[str, ...] = (),
     ) -> None:
         """`incarnation`: greater than in every earlier life of this peer, such as the clock's seconds."""
         self._random = random
+        self._params = params
         self._reachability = reachability
-        self.membership = Membership(me, reachability, incarnation, params, random)
+        self.membership = Membership(me, reachability, incarnation, params, random, tags)
         self._collector = Collector(params, random)
         self._stopping = False
+        self._due: float | None = None
 
     def handle(self, event: Event, now: float) -> list[Output]:
         """Takes one event in at the time `now` (seconds on any clock) and says what to do."""
+        if self._due is not None and now - self._due > self._params.pause_s:
+            self.membership.stood_still(now - self._due)
+        outputs = self._handle(event, now)
+        times = (self.membership.wakeup(), self._collector.wakeup())
+        self._due = min((time for time in times if time is not None), default=None)
+        return outputs
+
+    def _handle(self, event: Event, now: float) -> list[Output]:
         match event:
-            case Start():
-                return self.membership.start(event, now)
-            case Tick():
-                return self.membership.tick(now) + self._collector.tick(now)
             case Received():
                 return self.membership.received(event, now)
             case Answered():
                 return self.membership.answered(event, now)
+            case Tick():
+                return self.membership.tick(now) + self._collector.tick(now)
             case Failed():
                 return self.membership.failed(event, now)
+            case Start():
+                return self.membership.start(event, now)
+            case Discovered():
+                return self.membership.discovered(event, now)
+            case InterfacesChanged():
+                return self.membership.interfaces_changed(event, now)
             case ModelPublished():
                 return self.membership.model_published(event, now)
             case Ask():
@@ -84,9 +113,9 @@ class Node:
             case FetchProgressed():
                 return self._collector.progressed(event, now)
             case FetchFinished():
-                return self._collector.finished(event, now)
+                return self._fetch_finished(event, now)
             case FetchFailed():
-                return self._collector.failed(event, now)
+                return self._fetch_failed(event, now)
             case Stop():
                 self._stopping = True
                 return self._collector.stop() + self.membership.stop(now)
@@ -95,30 +124,42 @@ class Node:
 
     def wakeup(self) -> float | None:
         """When a `Tick` is due; None: only another event changes anything."""
-        times = (self.membership.wakeup(), self._collector.wakeup())
-        return min((time for time in times if time is not None), default=None)
+        return self._due
 
     def peer_list(self) -> PeerList:
         """The live peers now, in the order of their ids."""
-        views = (
-            PeerView(
-                member.record,
-                member.last_seen,
-                member.model_version,
-                self._collector.offences[member.record.peer_id],
-            )
-            for member in self.membership.table.live_members()
+        membership = self.membership
+        views = []
+        for record in sorted(membership.table.live_records(), key=lambda record: record.peer_id):
+            contact = membership.table.contact(record.peer_id)
+            offences = self._collector.offences[record.peer_id]
+            views.append(PeerView(record, contact.last_seen, contact.model_version, offences, contact.rtt_s))
+        return PeerList(
+            membership.me,
+            self._reachability.best(),
+            tuple(views),
+            replace(membership.counters),
+            membership.health.score,
         )
-        ordered = tuple(sorted(views, key=lambda view: view.record.peer_id))
-        return PeerList(self.membership.me, self._reachability.best(), ordered)
 
     def _ask(self, event: Ask, now: float) -> list[Output]:
         table = self.membership.table
-        serving = [
-            member
-            for member in table.live_members()
-            if member.record.published and member.record.task and member.record.status is Status.ALIVE
-        ]
-        task = choose_task(event.task, [m.record.task for m in serving if m.record.task], self._random)
-        candidates = {m.record.peer_id: m.addresses() for m in serving if m.record.task == task}
-        return self._collector.ask(event, task, candidates, len(table.live), now)
+        chosen = candidates(event, self.membership.me, table, self._params, self._random)
+        return self._collector.ask(
+            event, chosen.task, chosen.addresses, len(table.live), now, reserve=chosen.reserve
+        )
+
+    def _fetch_finished(self, event: FetchFinished, now: float) -> list[Output]:
+        """A model that arrived is a contact too."""
+        peer_id = self._collector.peer_of(event.fetch)
+        if peer_id is not None:
+            self.membership.table.verify(peer_id)
+        return self._collector.finished(event, now)
+
+    def _fetch_failed(self, event: FetchFailed, now: float) -> list[Output]:
+        """Who cannot be reached for its model is probed at once."""
+        peer_id = self._collector.peer_of(event.fetch)
+        outputs = self._collector.failed(event, now)
+        if peer_id is not None and event.kind.is_unreachable:
+            outputs += self.membership.unreachable(peer_id, now)
+        return outputs

@@ -10,31 +10,74 @@ from dataclasses import dataclass
 class Params:
     """Times in seconds. The defaults are those of a LAN; the simulator varies them."""
 
+    # failure detection
     probe_interval_s: float = 1.0
     """SWIM's protocol period: one peer is probed in each (Das et al. 2002, section 3.1: about 1 s)."""
-    probe_timeout_s: float = 2.0
-    """How long one ping may take. A guess: far above a loaded machine's scheduling delay."""
+    probe_timeout_s: float = 1.0
+    """How long a direct ping may take before others are asked to try. A guess: above a loaded machine's
+    scheduling delay (memberlist: 0.5 s on a LAN)."""
+    relay_timeout_s: float = 1.0
+    """How long they may take, and a late answer to the direct ping too."""
+    relay_ping_s: float = 0.7
+    """How long a helper's own ping may take: it answers in time also when it fails (Lifeguard: 80 %)."""
+    relays: int = 3
+    """Helpers asked (SWIM's k; memberlist's `IndirectChecks`)."""
+    max_relays: int = 8
+    """Pings for others under way: each holds a thread for calls."""
+    suspicion_factor: float = 3.0
+    """A suspect has at least factor · max(1, log₁₀ n) periods to refute (memberlist: 4 on a LAN)."""
+    suspicion_max_factor: float = 6.0
+    """A suspicion that nobody shares waits so many times longer (Lifeguard's β)."""
+    confirmations: int = 3
+    """Who agree, for the shortest time-out (Lifeguard's K)."""
+    refused_factor: float = 1.0
+    """In place of `suspicion_factor` where the suspect's machine refused the connection, so that nobody
+    is left there to refute. A guess: longer than news of a restart takes."""
+    max_health: int = 4
+    """Bound of the local health multiplier (memberlist: 8): slander may slow a peer, but not that much."""
+    pause_s: float = 1.5
+    """A tick so late means that this process stood still, and that it must not judge others by it."""
+
+    # dissemination
     gossip_interval_s: float = 0.4
     """Period of the extra gossip while there is news. Half the rate of memberlist's LAN default, whose
     datagrams cost a tenth of a call."""
     gossip_fan_out: int = 2
     """Peers that each gossip goes to (memberlist's `GossipNodes` is 3, for datagrams that get lost)."""
+    gossip_burst: int = 10
+    """Extra gossip that may come at once when there was none for a while: news reaches a thousand peers."""
+    gossip_rate: float = 1.0
+    """Extra gossip a second in the long run: in a network that never rests, what a peer sends stays the same
+    however large it is."""
     max_gossip_pending: int = 3
     """Gossip waits while so many of its calls are unanswered: on a saturated machine it must not add to
     what makes probes late, or suspicion breeds news and news suspicion."""
-    retransmit_factor: int = 3
-    """λ: each update is sent at most λ·⌈log₂(n+1)⌉ times (SWIM, section 4.1; memberlist uses 4·log₁₀)."""
+    retransmit_factor: int = 4
+    """λ: each update is sent at most λ·(1 + ⌈log₁₀(n+1)⌉) times (SWIM, 4.1). One λ more than memberlist's: a
+    peer that gets it from r senders by chance misses it with e^-r, and there are many peers and updates."""
     max_updates: int = 64
     """Updates in one message: bounds a ping to some 8 KB."""
-    suspicion_factor: float = 3.0
-    """A suspect has factor · max(1, log₁₀ n) periods to refute (memberlist uses 4 on a LAN)."""
+    sync_interval_s: float = 30.0
+    """Period of the exchange of all that is known with one random peer (memberlist's `PushPullInterval`)."""
+    sync_scale_from: int = 32
+    """In larger networks it is rarer: each doubling adds one interval (memberlist's `pushPullScale`)."""
+
+    # the table
     tombstone_s: float = 60.0
     """How long the dead are remembered, so that old news cannot revive them. A guess: hundreds of
     gossip intervals."""
     max_peers: int = 20_000
     """Bound of the table, tombstones included."""
+    max_hearsay: int = 2000
+    """Peers in the table that one machine told us of and that we have not called yet: a tenth of the bound.
+    Three quarters of it for the machines that the operator named, which tell us of a whole network."""
+    max_trusted_sources: int = 64
     max_addresses: int = 8
     """Candidate addresses of one peer."""
+    collected_hearsay: int = 2
+    """Of each source's unverified peers, this many times the fan-out are candidates for a round."""
+
+    # joining and healing
     join_timeout_s: float = 3.0
     """One attempt at a boot peer; a full state of thousands of peers takes tens of milliseconds."""
     boot_backoff_s: float = 0.1
@@ -45,6 +88,17 @@ class Params:
     the daemons of a lab need that start together."""
     remembered_timeout_s: float = 5.0
     """How long a peer without a boot peer tries those of its earlier life before it stands alone."""
+    heal_interval_s: float = 5.0
+    """First pause before a lost peer's address is tried again; doubles up to `heal_max_s`. A guess."""
+    heal_max_s: float = 300.0
+    heal_spacing_s: float = 1.0
+    """Pause between two such attempts: no more than one probe's worth of calls."""
+    max_lost: int = 32
+    """Addresses of lost peers that are tried again: enough that some of a lost half are still there."""
+    lost_for_s: float = 86_400.0
+    """How long (Serf's `reconnect_timeout`)."""
+
+    # addresses and goodbyes
     max_dial_backs: int = 8
     """Dial-backs under way: fewer than there are threads for calls, for each may wait for a black hole."""
     candidate_offers: int = 10
@@ -53,6 +107,8 @@ class Params:
     goodbye_fan_out: int = 5
     """Peers told directly of a clean stop; gossip tells the rest. A guess."""
     goodbye_timeout_s: float = 0.8
+
+    # collection
     stall_s: float = 2.0
     """A fetch without a byte for this long is silent, unless its chunks take longer: another peer is asked
     beside it. A guess: ten times the longest pause seen between chunks on a saturated machine."""
@@ -64,8 +120,22 @@ class Params:
 
     def retransmissions(self, live: int) -> int:
         """How often one update is sent in a network of `live` peers."""
-        return self.retransmit_factor * math.ceil(math.log2(live + 2))
+        return self.retransmit_factor * (1 + math.ceil(math.log10(live + 2)))
 
     def suspicion_s(self, live: int) -> float:
-        """How long a suspect has to refute in a network of `live` peers."""
-        return self.suspicion_factor * max(1.0, math.log10(live + 1)) * self.probe_interval_s
+        """How long a suspect has at least to refute in a network of `live` peers."""
+        return self.suspicion_factor * self._spread_s(live)
+
+    def refused_s(self, live: int) -> float:
+        """The same for one whose machine refuses connections."""
+        return self.refused_factor * self._spread_s(live)
+
+    def sync_s(self, live: int) -> float:
+        """The period of full-state exchanges in a network of `live` peers."""
+        if live <= self.sync_scale_from:
+            return self.sync_interval_s
+        return self.sync_interval_s * (1 + math.ceil(math.log2(live / self.sync_scale_from)))
+
+    def _spread_s(self, live: int) -> float:
+        """What news needs to reach everybody grows with the logarithm."""
+        return self.probe_interval_s * max(1.0, math.log10(live + 1))

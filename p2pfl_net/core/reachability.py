@@ -45,6 +45,19 @@ class Reachability:
             if address not in self._candidates and len(self._candidates) < 4 * self._limit:
                 self._candidates.append(address)
 
+    def listen_on(self, hosts: tuple[str, ...]) -> bool:
+        """The interfaces are others now. Whether a confirmed address is gone with the old ones, or a new
+        one waits to be confirmed."""
+        if self._advertise is not None:
+            return False
+        gone = {candidate.host for candidate in self._candidates} - set(hosts)
+        new = [Address(host, self._port) for host in dict.fromkeys(hosts)]
+        fresh = [address for address in new if address not in self._candidates]
+        lost = [address for address in self._confirmed if address.host in gone]
+        self._candidates = new
+        self._confirmed = [address for address in self._confirmed if address not in lost]
+        return bool(lost or fresh)
+
     def confirm(self, dialled: Address) -> bool:
         """A call came in that had dialled `dialled`. Whether that is news.
 

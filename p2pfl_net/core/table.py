@@ -2,20 +2,26 @@
 
 The newer of two records wins, by (incarnation, status): a join-semilattice, so every order of arrival
 ends in the same list. The dead stay as tombstones for a while, so that old news cannot revive them.
+
+A record that somebody told us is hearsay until we have called its peer ourselves. How much hearsay one
+machine may bring in is bounded, so a liar fills its own share of the table and not that of others.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from random import Random
 
 from p2pfl_net.core.gossip import replace_addresses
-from p2pfl_net.core.ids import Address, PeerId
+from p2pfl_net.core.ids import Address, PeerId, is_loopback, source_of
 from p2pfl_net.core.messages import Record, Status
 from p2pfl_net.core.params import Params
-from p2pfl_net.core.sampling import PeerSet
+from p2pfl_net.core.roster import Roster
+from p2pfl_net.core.suspicion import Suspicion
 
 
 class Change(Enum):
@@ -23,67 +29,174 @@ class Change(Enum):
 
     JOINED = "peer_joined"
     SUSPECTED = "peer_suspected"
+    CONFIRMED = "suspicion_confirmed"
     REFUTED = "peer_refuted"
     LOST = "peer_lost"
     LEFT = "peer_left"
+    MOVED = "peer_moved"
     UPDATED = "peer_updated"
 
 
 @dataclass(slots=True)
-class Member:
-    """One other peer."""
+class Contact:
+    """What direct exchanges with a peer have shown."""
 
-    record: Record
     last_seen: float | None = None
-    """When it last answered or called us, in the core's time; None: only heard of."""
+    """When it last answered or called us, in the core's time."""
     model_version: int = 0
-    """As it last told us directly."""
+    """As it last told us."""
     route: Address | None = None
     """The address that last worked."""
+    rtt_s: float | None = None
+    """Round-trip time of calls to it, smoothed."""
 
-    def addresses(self) -> tuple[Address, ...]:
-        """Candidate addresses, the one that last worked first."""
-        return tuple(sorted(self.record.addresses, key=lambda address: address != self.route))
+
+NO_CONTACT = Contact()
+_RTT_SHARE = 1 / 8
+"""Weight of a new sample, as in TCP (RFC 6298, section 2)."""
 
 
 class Table:
     """All other peers. `me` never is among them."""
 
-    def __init__(self, me: PeerId, params: Params) -> None:
+    def __init__(
+        self, me: PeerId, params: Params, random: Random, on_forgotten: Callable[[PeerId], None]
+    ) -> None:
+        """`on_forgotten` hears of each peer of which nothing is known any more."""
         self._me = me
         self._params = params
-        self._members: dict[PeerId, Member] = {}
-        self._deadlines: list[tuple[float, int, PeerId, Record]] = []
+        self._on_forgotten = on_forgotten
+        self._records: dict[PeerId, Record] = {}
+        self._contacts: dict[PeerId, Contact] = {}
+        self._suspicions: dict[PeerId, Suspicion] = {}
+        self._hearsay: dict[PeerId, str] = {}
+        """Whom we have not called ourselves yet, and which source told us."""
+        self._brought: Counter[str] = Counter()
+        """Hearsay by source."""
+        self._trusted: set[str] = set()
+        self._deadlines: list[tuple[float, int, PeerId, int, Status]] = []
         self._entered = 0
-        self.live = PeerSet()
+        self.live = Roster(random)
 
-    def get(self, peer_id: PeerId) -> Member | None:
-        return self._members.get(peer_id)
+    def preload(self, records: Mapping[PeerId, Record], random: Random) -> None:
+        """Makes an empty table one that has long known these live peers, ourselves not counted."""
+        self._records = dict(records)
+        self._records.pop(self._me, None)
+        self.live = Roster(random, self._records)
+
+    # what is known ---------------------------------------------------------------------------------
+
+    def get(self, peer_id: PeerId) -> Record | None:
+        return self._records.get(peer_id)
+
+    def contact(self, peer_id: PeerId) -> Contact:
+        """What direct exchanges have shown; not to be changed."""
+        return self._contacts.get(peer_id, NO_CONTACT)
 
     def is_live(self, peer_id: PeerId) -> bool:
-        return peer_id in self.live
+        record = self._records.get(peer_id)
+        return record is not None and record.is_live
 
-    def live_members(self) -> Iterator[Member]:
-        return (self._members[peer_id] for peer_id in self.live.members())
+    def is_verified(self, peer_id: PeerId) -> bool:
+        """Whether we have called the peer ourselves, and it was who it is said to be."""
+        return peer_id in self._records and peer_id not in self._hearsay
 
-    def merge(self, record: Record, now: float, *, whole: bool = False) -> Change | None:
+    def source(self, peer_id: PeerId) -> str | None:
+        """Who told us of a peer that is not verified."""
+        return self._hearsay.get(peer_id)
+
+    def live_records(self) -> Iterator[Record]:
+        return (self._records[peer_id] for peer_id in self.live.members())
+
+    def tombstones(self) -> Iterator[Record]:
+        """Records of the dead that are still remembered."""
+        return (r for r in self._records.values() if r.status is Status.DEAD)
+
+    def addresses(self, peer_id: PeerId) -> tuple[Address, ...]:
+        """Candidate addresses of a known peer, the one that last worked first."""
+        addresses = self._records[peer_id].addresses
+        route = self.contact(peer_id).route
+        if route is None or len(addresses) < 2:
+            return addresses
+        return tuple(sorted(addresses, key=lambda address: address != route))
+
+    # contact ---------------------------------------------------------------------------------------
+
+    def saw(self, peer_id: PeerId, model_version: int, now: float) -> None:
+        """A known peer spoke to us."""
+        contact = self._contacts.get(peer_id)
+        if contact is None:
+            if peer_id not in self._records:
+                return
+            contact = self._contacts[peer_id] = Contact()
+        contact.last_seen = now
+        contact.model_version = model_version
+
+    def verify(self, peer_id: PeerId, route: Address | None = None, rtt_s: float | None = None) -> None:
+        """A known peer answered our call, at `route` after `rtt_s`."""
+        record = self._records.get(peer_id)
+        if record is None:
+            return
+        if self._hearsay:
+            self._unmark(peer_id)
+        contact = self._contacts.get(peer_id)
+        if contact is None:
+            contact = self._contacts[peer_id] = Contact()
+        if route is not None and route in record.addresses:
+            contact.route = route
+        if rtt_s is not None:
+            old_s = contact.rtt_s
+            contact.rtt_s = rtt_s if old_s is None else old_s + _RTT_SHARE * (rtt_s - old_s)
+
+    def vouch(self, peer_id: PeerId, host: str) -> None:
+        """An unverified peer called us from `host`: if that is its own machine, nobody else brought it."""
+        if peer_id not in self._hearsay or host == self._hearsay[peer_id]:
+            return
+        if any(address.host == host for address in self._records[peer_id].addresses):
+            self._unmark(peer_id)
+            self._mark(peer_id, source_of(host))
+
+    def trust(self, host: str) -> None:
+        """The operator named this machine: it may tell us of a large network."""
+        if len(self._trusted) < self._params.max_trusted_sources:
+            self._trusted.add(source_of(host))
+
+    def _mark(self, peer_id: PeerId, source: str) -> None:
+        self._hearsay[peer_id] = source
+        self._brought[source] += 1
+
+    def _unmark(self, peer_id: PeerId) -> None:
+        source = self._hearsay.pop(peer_id, None)
+        if source is not None:
+            self._brought[source] -= 1
+            if not self._brought[source]:
+                del self._brought[source]
+
+    # merging ---------------------------------------------------------------------------------------
+
+    def merge(
+        self, record: Record, now: float, *, source: str | None = None, whole: bool = False
+    ) -> Change | None:
         """Takes `record` in if it is news. Returns what changed for a reader of the list.
 
-        `whole`: this is the peer's own word over loopback, so it tells all its loopback addresses. Any
-        other record says nothing about them, and those that we have stay.
+        `source`: the host whose word it is; None: our own. `whole`: this is the peer's own word over
+        loopback, so it tells all its loopback addresses. Any other record says nothing about them, and
+        those that we have stay.
         """
-        assert record.peer_id != self._me
-        member = self._members.get(record.peer_id)
-        if member is None:
-            return self._insert(record, now)
-        old = member.record
+        old = self._records.get(record.peer_id)
+        if old is record:
+            return None
+        if old is None:
+            return self._insert(record, now, source)
         if whole:
             kept = tuple(a for a in old.addresses if not a.is_loopback or a in record.addresses)
-            member.record = old = replace_addresses(old, kept or old.addresses)
+            old = self._records[record.peer_id] = replace_addresses(old, kept or old.addresses)
         if not record.is_newer_than(old):
-            if (record.incarnation, record.status) == (old.incarnation, old.status):
-                return self._join_addresses(member, record)
-            return None
+            if record.incarnation != old.incarnation or record.status is not old.status:
+                return None
+            if record.status is Status.SUSPECT and self._confirm(record):
+                return Change.CONFIRMED
+            return self._join_addresses(old, record)
         if not record.addresses:  # somebody's word of a death may carry none
             record = replace_addresses(record, old.addresses)
         elif not whole:
@@ -92,76 +205,159 @@ class Table:
             record = replace_addresses(record, (*record.addresses, *loopback)[:limit])
         if record.is_live and not record.addresses:  # a tombstone that never had one
             return None
-        member.record = record
+        self._records[record.peer_id] = record
+        if record.status is not Status.SUSPECT:
+            self._suspicions.pop(record.peer_id, None)
         self._schedule(record, now)
+        return self._changed(old, record)
+
+    def _changed(self, old: Record, record: Record) -> Change | None:
+        """Brings the live set up to date; what a reader would call the change."""
         if record.is_live:
-            self.live.add(record.peer_id)
             if not old.is_live:
+                self.live.add(record.peer_id)
                 return Change.JOINED
             if record.status is Status.SUSPECT:
                 return Change.SUSPECTED
+            if record.incarnation > old.incarnation and not set(old.addresses) & set(record.addresses):
+                return Change.MOVED
             return Change.REFUTED if old.status is Status.SUSPECT else Change.UPDATED
-        self.live.discard(record.peer_id)
         if not old.is_live:
             return None
+        self.live.discard(record.peer_id)
         return Change.LEFT if record.status is Status.LEFT else Change.LOST
 
-    def _insert(self, record: Record, now: float) -> Change | None:
-        if len(self._members) >= self._params.max_peers or (record.is_live and not record.addresses):
+    def _insert(self, record: Record, now: float, source: str | None) -> Change | None:
+        assert record.peer_id != self._me
+        if record.is_live and not record.addresses:
             return None
-        self._members[record.peer_id] = Member(record)
+        if source is not None and self._brought[source] >= self._share_of(source):
+            return None
+        if len(self._records) >= self._params.max_peers and not self._make_room(source):
+            return None
+        self._records[record.peer_id] = record
+        if source is not None:
+            self._mark(record.peer_id, source)
         self._schedule(record, now)
         if not record.is_live:
             return None
         self.live.add(record.peer_id)
         return Change.JOINED
 
-    def _join_addresses(self, member: Member, record: Record) -> Change | None:
+    def _share_of(self, source: str) -> int:
+        """How many unverified records one source may have in the table."""
+        if source in self._trusted or is_loopback(source):
+            return self._params.max_peers * 3 // 4
+        return self._params.max_hearsay
+
+    def _make_room(self, source: str | None) -> bool:
+        """Forgets one of the unverified peers of the source that has brought most, for one of `source`."""
+        fullest, count = max(self._brought.items(), key=lambda entry: entry[1], default=("", 0))
+        if count <= self._brought.get(source or "", 0) + 1:
+            return False
+        self.forget(next(peer_id for peer_id, brought in self._hearsay.items() if brought == fullest))
+        return True
+
+    def forget(self, peer_id: PeerId) -> None:
+        """Drops all that is known of a peer."""
+        record = self._records.pop(peer_id)
+        self._contacts.pop(peer_id, None)
+        self._suspicions.pop(peer_id, None)
+        self._unmark(peer_id)
+        if record.is_live:
+            self.live.discard(peer_id)
+        self._on_forgotten(peer_id)
+
+    def _join_addresses(self, old: Record, record: Record) -> Change | None:
         """Two views of the same record may carry different addresses, for loopback ones are filtered."""
-        known = member.record.addresses
+        known = old.addresses
+        if record.addresses == known:
+            return None
         more = tuple(address for address in record.addresses if address not in known)
         if not more or len(known) >= self._params.max_addresses:
             return None
-        member.record = replace_addresses(member.record, (known + more)[: self._params.max_addresses])
+        self._records[old.peer_id] = replace_addresses(old, (known + more)[: self._params.max_addresses])
         return Change.UPDATED
+
+    # suspicions and tombstones ---------------------------------------------------------------------
+
+    def suspicion(self, peer_id: PeerId) -> Suspicion | None:
+        return self._suspicions.get(peer_id)
+
+    def witness(self, peer_id: PeerId, witnesses: int, *, refused: bool) -> None:
+        """Adds what our own probe of a suspect has shown: helpers that did not reach it either, and
+        whether its machine says that nobody listens there."""
+        suspicion = self._suspicions.get(peer_id)
+        if suspicion is None:
+            return
+        suspicion.witnesses = max(suspicion.witnesses, witnesses)
+        if refused:
+            suspicion.minimum_s = min(suspicion.minimum_s, self._params.refused_s(len(self.live)))
+        self._push(suspicion.deadline, self._records[peer_id])
+
+    def postpone(self, seconds: float) -> None:
+        """We were not there to hear refutations for so long."""
+        for suspicion in self._suspicions.values():
+            suspicion.began += seconds
+
+    def _confirm(self, record: Record) -> bool:
+        """Whether this is one more accuser who counts."""
+        suspicion = self._suspicions.get(record.peer_id)
+        if suspicion is None or not suspicion.agree(record.suspected_by):
+            return False
+        self._push(suspicion.deadline, record)
+        return True
 
     def _schedule(self, record: Record, now: float) -> None:
         if record.status is Status.ALIVE:
             return
-        patience = (
-            self._params.suspicion_s(len(self.live))
-            if record.status is Status.SUSPECT
-            else self._params.tombstone_s
+        if record.status is not Status.SUSPECT:
+            self._push(now + self._params.tombstone_s, record)
+            return
+        live = len(self.live)
+        minimum_s = self._params.suspicion_s(live)
+        suspicion = self._suspicions[record.peer_id] = Suspicion(
+            incarnation=record.incarnation,
+            began=now,
+            minimum_s=minimum_s,
+            maximum_s=self._params.suspicion_max_factor * minimum_s,
+            wanted=min(self._params.confirmations, live - 1),
         )
+        suspicion.agree(record.suspected_by)
+        self._push(suspicion.deadline, record)
+
+    def _push(self, time: float, record: Record) -> None:
         self._entered += 1
-        heapq.heappush(self._deadlines, (now + patience, self._entered, record.peer_id, record))
-        if len(self._deadlines) > 2 * len(self._members) + 64:  # peers that come and go leave old ones
-            self._deadlines = [entry for entry in self._deadlines if self._is_current(entry[3])]
+        entry = (time, self._entered, record.peer_id, record.incarnation, record.status)
+        heapq.heappush(self._deadlines, entry)
+        if len(self._deadlines) > 2 * len(self._records) + 64:  # peers that come and go leave old ones
+            entries = sorted(self._deadlines, reverse=True)
+            soonest = {entry[2]: entry for entry in entries if self._is_current(entry)}
+            self._deadlines = list(soonest.values())
             heapq.heapify(self._deadlines)
 
-    def _is_current(self, record: Record) -> bool:
-        member = self._members.get(record.peer_id)
-        return member is not None and (member.record.incarnation, member.record.status) == (
-            record.incarnation,
-            record.status,
-        )
+    def _is_current(self, entry: tuple[float, int, PeerId, int, Status]) -> bool:
+        record = self._records.get(entry[2])
+        return record is not None and record.incarnation == entry[3] and record.status is entry[4]
 
     def next_deadline(self) -> float | None:
-        """When the next suspicion or tombstone runs out."""
+        """When the next suspicion or tombstone may run out."""
         return self._deadlines[0][0] if self._deadlines else None
 
-    def expire(self, now: float) -> tuple[list[Record], list[PeerId]]:
-        """Suspects whose time ran out, as records of their death to merge; and the dead of old, who are
-        forgotten now."""
-        dead: list[Record] = []
-        forgotten: list[PeerId] = []
+    def expire(self, now: float) -> list[Record]:
+        """Suspects whose time ran out, as records of their death to merge. The dead of old are
+        forgotten."""
+        dead: dict[PeerId, Record] = {}
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, peer_id, record = heapq.heappop(self._deadlines)
-            if not self._is_current(record):
+            entry = heapq.heappop(self._deadlines)
+            if not self._is_current(entry):
                 continue
-            if record.status is Status.SUSPECT:
-                dead.append(replace(self._members[peer_id].record, status=Status.DEAD))
+            _, _, peer_id, _, status = entry
+            record = self._records[peer_id]
+            if status is not Status.SUSPECT:
+                self.forget(peer_id)
+            elif self._suspicions[peer_id].deadline > now:
+                self._push(self._suspicions[peer_id].deadline, record)
             else:
-                del self._members[peer_id]
-                forgotten.append(peer_id)
-        return dead, forgotten
+                dead[peer_id] = replace(record, status=Status.DEAD, suspected_by=None)
+        return list(dead.values())

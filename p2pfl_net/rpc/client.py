@@ -15,7 +15,7 @@ from p2pfl_proto.v1 import membership_pb2 as pb
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address, parse_ip
-from p2pfl_net.core.messages import Join, Ping, Request, Response
+from p2pfl_net.core.messages import Join, Ping, Relay, Request, Response
 from p2pfl_net.errors import MalformedMessage, PeerFailed
 from p2pfl_net.rpc.options import MEMBERSHIP_OPTIONS, Option
 from p2pfl_net.rpc.status import failure_of, is_unconnected
@@ -23,6 +23,7 @@ from p2pfl_net.wire import membership
 
 JOIN_METHOD = "/p2pfl.v1.Membership/Join"
 PING_METHOD = "/p2pfl.v1.Membership/Ping"
+RELAY_METHOD = "/p2pfl.v1.Membership/Relay"
 MAX_LITERALS = 4
 """Addresses of one host name that are tried."""
 
@@ -104,7 +105,7 @@ class MembershipClient:
             try:
                 return self._call(literal, message, max(0.01, deadline - time.monotonic()))
             except PeerFailed as error:
-                if error.kind is not FailureKind.UNREACHABLE:
+                if not error.kind.is_unreachable:
                     raise
         return self._call(last, message, max(0.01, deadline - time.monotonic()))
 
@@ -126,6 +127,13 @@ class MembershipClient:
                         PING_METHOD, pb.PingRequest.SerializeToString, pb.PingReply.FromString
                     )
                     return membership.decode_ack(ping(membership.encode_ping(message), timeout=timeout_s))
+                case Relay():
+                    relay = channel.unary_unary(
+                        RELAY_METHOD, pb.RelayRequest.SerializeToString, pb.RelayReply.FromString
+                    )
+                    return membership.decode_relay_reply(
+                        relay(membership.encode_relay(message), timeout=timeout_s)
+                    )
         except grpc.RpcError as error:
             if is_unconnected(error):
                 self._channels.drop(literal)

@@ -141,7 +141,7 @@ class ModelClient:
                 if error.kind is FailureKind.BUSY:
                     if not wanted.waits_for_busy:
                         raise
-                elif error.kind is not FailureKind.UNREACHABLE:
+                elif not error.kind.is_unreachable:
                     raise
                 elif download.heard_at == heard_at:  # nothing came from there: perhaps from another
                     left.append(left.pop(0))

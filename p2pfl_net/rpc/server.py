@@ -16,7 +16,7 @@ from p2pfl_proto.v1 import membership_pb2, models_pb2
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId, parse_ip
-from p2pfl_net.core.messages import Join, JoinReply, Ping, Request, Response
+from p2pfl_net.core.messages import Ack, Join, JoinReply, Ping, Relay, RelayReply, Request, Response
 from p2pfl_net.errors import MalformedMessage, PortUnavailable, RemoteError
 from p2pfl_net.rpc.options import SERVER_OPTIONS
 from p2pfl_net.rpc.serving import ModelSource, stream_model
@@ -102,6 +102,11 @@ class Server:
                     None,
                     membership_pb2.PingReply.SerializeToString,
                 ),
+                "Relay": grpc.unary_unary_rpc_method_handler(
+                    self._relay,
+                    None,
+                    membership_pb2.RelayReply.SerializeToString,
+                ),
             },
         )
 
@@ -131,8 +136,17 @@ class Server:
         try:
             message: Ping = membership.decode_ping(_parse(membership_pb2.PingRequest, data))
             reply = self._exchange(message, caller_host(context))
-            assert not isinstance(reply, JoinReply)
+            assert isinstance(reply, Ack)
             return membership.encode_ack(reply)
+        except RemoteError as error:
+            _abort(context, error)
+
+    def _relay(self, data: bytes, context: grpc.ServicerContext) -> membership_pb2.RelayReply:
+        try:
+            message: Relay = membership.decode_relay(_parse(membership_pb2.RelayRequest, data))
+            reply = self._exchange(message, caller_host(context))
+            assert isinstance(reply, RelayReply)
+            return membership.encode_relay_reply(reply)
         except RemoteError as error:
             _abort(context, error)
 

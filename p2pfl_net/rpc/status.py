@@ -15,6 +15,7 @@ _CODES = {
     FailureKind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
     FailureKind.ABSENT: grpc.StatusCode.NOT_FOUND,
     FailureKind.LOCAL: grpc.StatusCode.INTERNAL,
+    FailureKind.REFUSED: grpc.StatusCode.UNAVAILABLE,
 }
 
 _KINDS = {
@@ -27,6 +28,7 @@ _KINDS = {
     grpc.StatusCode.INVALID_ARGUMENT: FailureKind.INCOMPATIBLE,
 }
 
+REFUSED = "connection refused"
 _MAX_REASON = 200
 
 
@@ -48,6 +50,8 @@ def failure_of(error: grpc.RpcError, timeout_s: float) -> PeerFailed:
         return PeerFailed(FailureKind.INVALID, f"sends more in one message than allowed ({details})")
     if code is grpc.StatusCode.UNAVAILABLE:
         details = _unconnected_reason(details)
+        if details == REFUSED:
+            return PeerFailed(FailureKind.REFUSED, details)
     elif kind is FailureKind.INCOMPATIBLE and code is not grpc.StatusCode.INVALID_ARGUMENT:
         details = f"something answers there, but not a p2pfl peer ({code.name}: {details})"
     return PeerFailed(kind, details)
@@ -61,7 +65,7 @@ def _unconnected_reason(details: str) -> str:
     """
     said = details.lower()
     if "refused" in said:
-        return "connection refused"
+        return REFUSED
     if "timed out before receiving settings frame" in said:
         return "no answer: something listens there, but says nothing"
     if "parsing http/2" in said:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from p2pfl_proto.v1 import membership_pb2 as pb
 
-from p2pfl_net.core.ids import Address, PeerId, TaskDigest, is_unicast, parse_ip
-from p2pfl_net.core.messages import MAX_INCARNATION, Ack, Join, JoinReply, Ping, Record, Sender, Status
+from p2pfl_net.core.ids import Address, PeerId, TaskDigest, is_unicast, parse_ip, parse_tags
+from p2pfl_net.core.messages import (
+    MAX_INCARNATION,
+    Ack,
+    Join,
+    JoinReply,
+    Ping,
+    Record,
+    Relay,
+    RelayReply,
+    Sender,
+    Status,
+)
 from p2pfl_net.errors import MalformedMessage
 
 PROTOCOL_LOWEST = 1
@@ -22,11 +33,16 @@ MAX_VERSION = 2**53
 
 
 def encode_join(message: Join) -> pb.JoinRequest:
-    return pb.JoinRequest(sender=_encode_sender(message.sender), dialled=_encode_address(message.dialled))
+    return pb.JoinRequest(
+        sender=_encode_sender(message.sender),
+        dialled=_encode_address(message.dialled),
+        records=[encode_record(record) for record in message.records],
+    )
 
 
 def decode_join(message: pb.JoinRequest) -> Join:
-    return Join(_decode_sender(message.sender), _decode_address(message.dialled))
+    records = _decode_records(message.records, MAX_RECORDS)
+    return Join(_decode_sender(message.sender), _decode_address(message.dialled), records)
 
 
 def encode_join_reply(message: JoinReply) -> pb.JoinReply:
@@ -71,6 +87,37 @@ def decode_ack(message: pb.PingReply) -> Ack:
     return Ack(_decode_sender(message.sender), _decode_records(message.updates, MAX_UPDATES))
 
 
+def encode_relay(message: Relay) -> pb.RelayRequest:
+    return pb.RelayRequest(
+        sender=_encode_sender(message.sender),
+        to=bytes.fromhex(message.to),
+        dialled=_encode_address(message.dialled),
+        target=bytes.fromhex(message.target),
+    )
+
+
+def decode_relay(message: pb.RelayRequest) -> Relay:
+    return Relay(
+        _decode_sender(message.sender),
+        decode_peer_id(message.to),
+        _decode_address(message.dialled),
+        decode_peer_id(message.target),
+    )
+
+
+def encode_relay_reply(message: RelayReply) -> pb.RelayReply:
+    return pb.RelayReply(
+        sender=_encode_sender(message.sender),
+        reached=message.reached,
+        updates=[encode_record(record) for record in message.updates],
+    )
+
+
+def decode_relay_reply(message: pb.RelayReply) -> RelayReply:
+    updates = _decode_records(message.updates, MAX_UPDATES)
+    return RelayReply(_decode_sender(message.sender), message.reached, updates)
+
+
 def encode_record(record: Record) -> pb.PeerRecord:
     return pb.PeerRecord(
         peer_id=bytes.fromhex(record.peer_id),
@@ -79,6 +126,8 @@ def encode_record(record: Record) -> pb.PeerRecord:
         addresses=[_encode_address(address) for address in record.addresses],
         task=bytes.fromhex(record.task) if record.task else b"",
         published=record.published,
+        tags=record.tags,
+        suspected_by=bytes.fromhex(record.suspected_by) if record.suspected_by else b"",
     )
 
 
@@ -98,7 +147,16 @@ def decode_record(message: pb.PeerRecord) -> Record:
         addresses=_decode_addresses(message.addresses),
         task=TaskDigest(decode_digest(message.task, "task")) if message.task else None,
         published=message.published,
+        tags=_decode_tags(message.tags),
+        suspected_by=decode_peer_id(message.suspected_by) if message.suspected_by else None,
     )
+
+
+def _decode_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return parse_tags(tags)
+    except ValueError as error:
+        raise MalformedMessage(str(error)) from None
 
 
 def decode_peer_id(data: bytes) -> PeerId:

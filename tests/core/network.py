@@ -43,13 +43,13 @@ from p2pfl_net.core.events import (
     Tick,
 )
 from p2pfl_net.core.ids import Address, PeerId
-from p2pfl_net.core.messages import Ack, Join, JoinReply, Ping, Request, Response
+from p2pfl_net.core.messages import Ack, Join, JoinReply, Ping, Relay, RelayReply, Request, Response
 from p2pfl_net.core.node import Node
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.reachability import Reachability
 from p2pfl_net.wire import membership
 
-M = TypeVar("M", Request, Response, Join, Ping, JoinReply, Ack)
+M = TypeVar("M", Request, Response, Join, Ping, Relay, JoinReply, Ack, RelayReply)
 
 LOOPBACK = "127.0.0.1"
 STEP_S = 0.05
@@ -293,7 +293,7 @@ class Network:
 
     def _send(self, caller: Peer, send: Send) -> None:
         message = send.message
-        caller.sent["join" if isinstance(message, Join) else "ping"] += 1
+        caller.sent[type(message).__name__.lower()] += 1
         caller.sent["news"] += isinstance(message, Ping) and bool(message.updates)
         caller.dialled[send.address] += 1
         done: list[Event] = []
@@ -316,7 +316,7 @@ class Network:
         def arrive() -> None:
             found = self._route(caller.machine, send.address)
             if found is None:
-                end(Failed(send.request, FailureKind.UNREACHABLE, "connection refused"))
+                end(Failed(send.request, FailureKind.REFUSED, "connection refused"))
                 return
             target, host = found
             if target.busy:
@@ -393,5 +393,9 @@ def copied(message: M) -> M:
             copy = membership.decode_ping(membership.encode_ping(message))
         case Ack():
             copy = membership.decode_ack(membership.encode_ack(message))
+        case Relay():
+            copy = membership.decode_relay(membership.encode_relay(message))
+        case RelayReply():
+            copy = membership.decode_relay_reply(membership.encode_relay_reply(message))
     assert isinstance(copy, type(message))
     return copy

@@ -9,7 +9,8 @@ from random import Random
 
 import pytest
 
-from p2pfl_net.core.collect import Collector, choose_task
+from p2pfl_net.core.candidates import choose_task
+from p2pfl_net.core.collect import Collector
 from p2pfl_net.core.events import (
     Ask,
     CancelFetch,

@@ -19,9 +19,9 @@ STRANGER = Record(peer_id("stranger"), 1, Status.ALIVE, (Address("10.9.9.9", 900
 
 
 def record_of(peer: Peer, other: Peer) -> Record:
-    member = peer.node.membership.table.get(other.id)
-    assert member is not None
-    return member.record
+    record = peer.node.membership.table.get(other.id)
+    assert record is not None
+    return record
 
 
 def converges(network: Network, limit_s: float) -> bool:
@@ -242,17 +242,34 @@ def test_a_lone_peer_sends_nothing() -> None:
     assert not first.sent
 
 
-def test_who_is_gone_is_no_longer_called() -> None:
+def test_who_left_is_no_longer_called() -> None:
+    network = Network(4)
+    peers = network.chain(5)
+    network.run(3)
+    network.stop(peers[2])
+    assert converges(network, 5.0)
+    for peer in peers:
+        peer.dialled.clear()
+    network.run(60)
+    assert not any(peer.dialled[network.address(peers[2])] for peer in peers)
+
+
+def test_who_is_lost_is_tried_ever_more_rarely() -> None:
     network = Network(4)
     peers = network.chain(5)
     network.run(3)
     network.kill(peers[2])
     assert converges(network, 12.0)
-    network.run(10)
-    for peer in peers:
-        peer.dialled.clear()
-    network.run(20)
-    assert not any(peer.dialled[network.address(peers[2])] for peer in peers)
+    calls = []
+    for seconds in (60, 60, 600, 600):
+        for peer in peers:
+            peer.dialled.clear()
+        network.run(seconds)
+        calls.append(max(peer.dialled[network.address(peers[2])] for peer in peers))
+    assert calls[0] <= 5
+    assert calls[1] <= 2
+    assert calls[2] <= 4
+    assert 1 <= calls[3] <= 3
 
 
 @given(st.integers(0, 2**32))

@@ -15,8 +15,8 @@ LIAR = Record(peer_id("liar"), 1, Status.ALIVE, (Address("10.9.9.9", 9000),))
 
 
 def addresses_of(viewer: Peer, other: Peer) -> tuple[Address, ...]:
-    member = viewer.node.membership.table.get(other.id)
-    return () if member is None else member.record.addresses
+    record = viewer.node.membership.table.get(other.id)
+    return () if record is None else record.addresses
 
 
 def told(peer: Peer) -> list[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ from p2pfl_net.core.dissemination import Dissemination
 from p2pfl_net.core.ids import Address, PeerId
 from p2pfl_net.core.messages import Record, Status
 from p2pfl_net.core.params import Params
-from p2pfl_net.core.sampling import PeerSet, ProbeOrder
+from p2pfl_net.core.roster import Roster
 from p2pfl_net.core.table import Change, Table
 from tests.core.strategies import PEERS, rumours
 
@@ -24,7 +25,7 @@ Said = dict[PeerId, tuple[int, Status]]
 
 
 def table(params: Params | None = None) -> Table:
-    return Table(ME, params or Params())
+    return Table(ME, params or Params(), Random(0), on_forgotten=lambda peer_id: None)
 
 
 def merged(records: list[Record]) -> Said:
@@ -35,8 +36,8 @@ def merged(records: list[Record]) -> Said:
 
 
 def said_by(made: Table) -> Said:
-    members = ((peer, made.get(peer)) for peer in PEERS)
-    return {peer: (m.record.incarnation, m.record.status) for peer, m in members if m is not None}
+    records = ((peer, made.get(peer)) for peer in PEERS)
+    return {peer: (r.incarnation, r.status) for peer, r in records if r is not None}
 
 
 @given(st.lists(rumours(), max_size=12), st.randoms(use_true_random=False), st.data())
@@ -59,7 +60,7 @@ def test_lists_merge_in_any_grouping(a: list[Record], b: list[Record], c: list[R
         made = table()
         for record in records:
             made.merge(record, 0.0)
-        return [member.record for peer in PEERS if (member := made.get(peer)) is not None]
+        return [held for peer in PEERS if (held := made.get(peer)) is not None]
 
     assert merged(exported(exported(a) + b) + c) == merged(a + exported(b + exported(c)))
 
@@ -71,7 +72,7 @@ def test_the_live_set_is_that_of_the_records(records: list[Record]) -> None:
         made.merge(record, 0.0)
     live = {peer for peer, (_, status) in said_by(made).items() if status <= Status.SUSPECT}
     assert set(made.live.members()) == live
-    assert all(member.addresses() for member in made.live_members())
+    assert all(record.addresses for record in made.live_records())
 
 
 def test_who_was_only_heard_of_dead_needs_an_address_to_live() -> None:
@@ -86,9 +87,7 @@ def test_views_of_one_record_join_their_addresses_up_to_the_bound() -> None:
     made = table(Params(max_addresses=2))
     for port in range(1, 5):
         made.merge(Record(X, 1, Status.ALIVE, (Address("10.0.0.1", port),)), 0.0)
-    member = made.get(X)
-    assert member is not None
-    assert [address.port for address in member.record.addresses] == [1, 2]
+    assert [address.port for address in made.addresses(X)] == [1, 2]
 
 
 def test_a_suspect_is_dead_when_its_time_runs_out_and_forgotten_later() -> None:
@@ -98,12 +97,11 @@ def test_a_suspect_is_dead_when_its_time_runs_out_and_forgotten_later() -> None:
     made.merge(Record(X, 1, Status.SUSPECT, HOME), 0.0)
     due = made.next_deadline()
     assert due is not None
-    assert made.expire(due - 0.001) == ([], [])
-    (dead,), forgotten = made.expire(due)
-    assert not forgotten
+    assert made.expire(due - 0.001) == []
+    (dead,) = made.expire(due)
     assert made.merge(dead, due) is Change.LOST
     assert made.merge(Record(X, 1, Status.ALIVE, HOME), due) is None, "old news revives nobody"
-    assert made.expire(due + params.tombstone_s) == ([], [X])
+    assert made.expire(due + params.tombstone_s) == []
     assert made.get(X) is None
 
 
@@ -111,7 +109,7 @@ def test_a_refuted_suspicion_never_runs_out() -> None:
     made = table()
     made.merge(Record(X, 1, Status.SUSPECT, HOME), 0.0)
     assert made.merge(Record(X, 2, Status.ALIVE, HOME), 0.0) is Change.REFUTED
-    assert made.expire(1e6) == ([], [])
+    assert made.expire(1e6) == []
     assert made.is_live(X)
 
 
@@ -124,45 +122,108 @@ def test_the_table_is_bounded() -> None:
 
 def test_a_peer_that_comes_and_goes_forever_costs_no_memory() -> None:
     made = table()
-    order = ProbeOrder(Random(0))
     for incarnation in range(5000):
         for status in (Status.ALIVE, Status.SUSPECT, Status.DEAD):
-            if made.merge(Record(X, incarnation, status, HOME), 0.0) is Change.JOINED:
-                order.add(X)
+            made.merge(Record(X, incarnation, status, HOME), 0.0)
     assert len(made._deadlines) < 100
-    assert len(order._queue) == 1
+    assert len(made.live._order) <= 1
     made.expire(1e6)
     assert made.get(X) is None
 
 
+def roster(count: int, seed: int) -> Roster:
+    return Roster(Random(seed), [PeerId(f"{number:064x}") for number in range(count)])
+
+
 @given(st.integers(1, 30), st.integers(0, 2**32))
 def test_everybody_gets_a_turn_within_two_rounds(count: int, seed: int) -> None:
-    order = ProbeOrder(Random(seed))
-    live = PeerSet()
-    for number in range(count):
-        live.add(PeerId(f"{number:064x}"))
-    probed = [order.next(live.members(), live.__contains__) for _ in range(2 * count - 1)]
-    assert set(probed) == set(live.members())
+    made = roster(count, seed)
+    turns = [made.next_turn() for _ in range(2 * count - 1)]
+    assert set(turns) == set(made.members())
+    assert all(turns.count(peer) <= 2 for peer in made.members())
 
 
 def test_whose_turn_comes_first_is_chance() -> None:
-    first: Counter[PeerId | None] = Counter()
-    for seed in range(400):
-        order = ProbeOrder(Random(seed))
-        first[order.next(PEERS, lambda peer: True)] += 1
+    first = Counter(Roster(Random(seed), PEERS).next_turn() for seed in range(400))
     assert set(first) == set(PEERS)
     assert min(first.values()) > 50, "100 each on average; five standard deviations are 43"
 
 
-@given(st.lists(st.tuples(st.booleans(), st.sampled_from(PEERS))))
-def test_a_peer_set_is_a_set(steps: list[tuple[bool, PeerId]]) -> None:
-    peers, naive = PeerSet(), set[PeerId]()
-    for add, peer in steps:
-        (peers.add if add else peers.discard)(peer)
-        (naive.add if add else naive.discard)(peer)
-        assert set(peers.members()) == naive
-        assert len(peers) == len(naive)
-        assert set(peers.sample(9, Random(0))) == naive
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(PEERS), st.booleans())))
+def test_a_roster_is_a_set(steps: list[tuple[bool, PeerId, bool]]) -> None:
+    made, naive = Roster(Random(0)), set[PeerId]()
+    for add, peer, turn in steps:
+        if add and peer not in naive:
+            made.add(peer)
+            naive.add(peer)
+        if not add and peer in naive:
+            made.discard(peer)
+            naive.discard(peer)
+        if turn:
+            drawn = made.next_turn()
+            assert drawn in naive or (drawn is None and not naive)
+        assert set(made.members()) == naive
+        assert len(made) == len(naive) == len(list(made.members()))
+        assert set(made.sample(9)) == naive
+        assert set(made.sample(9, without=(X,))) == naive - {X}
+
+
+@pytest.mark.parametrize("count", [4, 200], ids=["few: listed", "many: drawn until they fit"])
+def test_samples_are_uniform(count: int) -> None:
+    """Chi-square over how often each peer is drawn, three at a time, with some removed."""
+    made = roster(count, 7)
+    out = [PeerId(f"{number:064x}") for number in range(count // 4)]
+    for peer in out:
+        made.discard(peer)
+    eligible = count - len(out)
+    draws = 100 * eligible
+    drawn = Counter(peer for _ in range(draws) for peer in made.sample(3))
+    assert not set(out) & set(drawn)
+    expected = draws * min(3, eligible) / eligible
+    statistic = sum((drawn[peer] - expected) ** 2 / expected for peer in made.members())
+    assert statistic < eligible + 6 * (2 * eligible) ** 0.5
+
+
+def test_hearsay_of_one_machine_is_bounded_and_that_of_others_is_not() -> None:
+    params = Params(max_hearsay=5)
+    made = table(params)
+    for number in range(50):
+        lie = Record(PeerId(f"{number:064x}"), 1, Status.ALIVE, HOME)
+        made.merge(lie, 0.0, source="10.6.6.6")
+    assert len(made.live) == params.max_hearsay
+    assert made.merge(Record(ME[:-1] + "0", 1, Status.ALIVE, HOME), 0.0, source="10.1.1.1") is Change.JOINED  # type: ignore[arg-type]
+
+
+def test_in_a_full_table_whoever_brought_most_makes_room() -> None:
+    params = Params(max_hearsay=8, max_peers=10)
+    made = table(params)
+    for number in range(8):
+        made.merge(Record(PeerId(f"{number:064x}"), 1, Status.ALIVE, HOME), 0.0, source="10.6.6.6")
+    honest = [PeerId(f"{number:064x}") for number in range(100, 106)]
+    for number, peer in enumerate(honest):
+        made.merge(Record(peer, 1, Status.ALIVE, HOME), 0.0, source=f"10.1.1.{number}")
+    assert all(made.is_live(peer) for peer in honest)
+    assert len(made.live) == params.max_peers
+
+
+def test_who_was_called_counts_against_nobody() -> None:
+    made = table(Params(max_hearsay=1))
+    for number in range(10):
+        peer = PeerId(f"{number:064x}")
+        assert made.merge(Record(peer, 1, Status.ALIVE, HOME), 0.0, source="10.6.6.6") is Change.JOINED
+        assert not made.is_verified(peer)
+        made.verify(peer)
+        assert made.is_verified(peer)
+    assert len(made.live) == 10
+
+
+def test_a_caller_from_its_own_address_is_its_own_source() -> None:
+    made = table()
+    made.merge(Record(X, 1, Status.ALIVE, HOME), 0.0, source="10.6.6.6")
+    made.vouch(X, "10.9.9.9")
+    assert made.source(X) == "10.6.6.6", "that is not where it lives"
+    made.vouch(X, HOME[0].host)
+    assert made.source(X) == HOME[0].host
 
 
 def test_news_of_the_forgotten_is_dropped() -> None:

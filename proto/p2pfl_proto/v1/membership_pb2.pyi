@@ -37,20 +37,24 @@ class Address(_message.Message):
     def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
 
 class PeerRecord(_message.Message):
-    __slots__ = ("peer_id", "incarnation", "status", "addresses", "task", "published")
+    __slots__ = ("peer_id", "incarnation", "status", "addresses", "task", "published", "tags", "suspected_by")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     PUBLISHED_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    SUSPECTED_BY_FIELD_NUMBER: _ClassVar[int]
     peer_id: bytes
     incarnation: int
     status: PeerStatus
     addresses: _containers.RepeatedCompositeFieldContainer[Address]
     task: bytes
     published: bool
-    def __init__(self, peer_id: _Optional[bytes] = ..., incarnation: _Optional[int] = ..., status: _Optional[_Union[PeerStatus, str]] = ..., addresses: _Optional[_Iterable[_Union[Address, _Mapping]]] = ..., task: _Optional[bytes] = ..., published: _Optional[bool] = ...) -> None: ...
+    tags: _containers.RepeatedScalarFieldContainer[str]
+    suspected_by: bytes
+    def __init__(self, peer_id: _Optional[bytes] = ..., incarnation: _Optional[int] = ..., status: _Optional[_Union[PeerStatus, str]] = ..., addresses: _Optional[_Iterable[_Union[Address, _Mapping]]] = ..., task: _Optional[bytes] = ..., published: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ..., suspected_by: _Optional[bytes] = ...) -> None: ...
 
 class Sender(_message.Message):
     __slots__ = ("protocol", "record", "model_version", "candidates")
@@ -65,12 +69,14 @@ class Sender(_message.Message):
     def __init__(self, protocol: _Optional[_Union[ProtocolRange, _Mapping]] = ..., record: _Optional[_Union[PeerRecord, _Mapping]] = ..., model_version: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[Address, _Mapping]]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("sender", "dialled")
+    __slots__ = ("sender", "dialled", "records")
     SENDER_FIELD_NUMBER: _ClassVar[int]
     DIALLED_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
     sender: Sender
     dialled: Address
-    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., dialled: _Optional[_Union[Address, _Mapping]] = ...) -> None: ...
+    records: _containers.RepeatedCompositeFieldContainer[PeerRecord]
+    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., dialled: _Optional[_Union[Address, _Mapping]] = ..., records: _Optional[_Iterable[_Union[PeerRecord, _Mapping]]] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("sender", "observed_host", "records")
@@ -101,3 +107,25 @@ class PingReply(_message.Message):
     sender: Sender
     updates: _containers.RepeatedCompositeFieldContainer[PeerRecord]
     def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., updates: _Optional[_Iterable[_Union[PeerRecord, _Mapping]]] = ...) -> None: ...
+
+class RelayRequest(_message.Message):
+    __slots__ = ("sender", "to", "dialled", "target")
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    DIALLED_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    sender: Sender
+    to: bytes
+    dialled: Address
+    target: bytes
+    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., to: _Optional[bytes] = ..., dialled: _Optional[_Union[Address, _Mapping]] = ..., target: _Optional[bytes] = ...) -> None: ...
+
+class RelayReply(_message.Message):
+    __slots__ = ("sender", "reached", "updates")
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    REACHED_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    sender: Sender
+    reached: bool
+    updates: _containers.RepeatedCompositeFieldContainer[PeerRecord]
+    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., reached: _Optional[bool] = ..., updates: _Optional[_Iterable[_Union[PeerRecord, _Mapping]]] = ...) -> None: ...

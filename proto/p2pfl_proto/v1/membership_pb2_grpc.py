@@ -44,13 +44,18 @@ class MembershipStub:
                 request_serializer=p2pfl__proto_dot_v1_dot_membership__pb2.PingRequest.SerializeToString,
                 response_deserializer=p2pfl__proto_dot_v1_dot_membership__pb2.PingReply.FromString,
                 _registered_method=True)
+        self.Relay = channel.unary_unary(
+                '/p2pfl.v1.Membership/Relay',
+                request_serializer=p2pfl__proto_dot_v1_dot_membership__pb2.RelayRequest.SerializeToString,
+                response_deserializer=p2pfl__proto_dot_v1_dot_membership__pb2.RelayReply.FromString,
+                _registered_method=True)
 
 
 class MembershipServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Join(self, request, context):
-        """A newcomer registers and receives the whole peer list.
+        """A newcomer registers and receives the whole peer list; with records, an exchange of both lists.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -58,6 +63,13 @@ class MembershipServicer:
 
     def Ping(self, request, context):
         """SWIM's ping and ack, with piggybacked updates in both directions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Relay(self, request, context):
+        """SWIM's ping-req: please ping a third peer for me.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,6 +87,11 @@ def add_MembershipServicer_to_server(servicer, server):
                     servicer.Ping,
                     request_deserializer=p2pfl__proto_dot_v1_dot_membership__pb2.PingRequest.FromString,
                     response_serializer=p2pfl__proto_dot_v1_dot_membership__pb2.PingReply.SerializeToString,
+            ),
+            'Relay': grpc.unary_unary_rpc_method_handler(
+                    servicer.Relay,
+                    request_deserializer=p2pfl__proto_dot_v1_dot_membership__pb2.RelayRequest.FromString,
+                    response_serializer=p2pfl__proto_dot_v1_dot_membership__pb2.RelayReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +148,33 @@ class Membership:
             '/p2pfl.v1.Membership/Ping',
             p2pfl__proto_dot_v1_dot_membership__pb2.PingRequest.SerializeToString,
             p2pfl__proto_dot_v1_dot_membership__pb2.PingReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Relay(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/p2pfl.v1.Membership/Relay',
+            p2pfl__proto_dot_v1_dot_membership__pb2.RelayRequest.SerializeToString,
+            p2pfl__proto_dot_v1_dot_membership__pb2.RelayReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,61 @@
+"""Whose models a round may collect: live peers of one task and of our tags, whoever told us of them.
+
+A liar may announce a thousand peers. Those that we have called ourselves count in full; of the others, each
+source has a bounded number in the draw, and the rest come last, when nobody else is left.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from p2pfl_net.core.events import Ask
+from p2pfl_net.core.ids import Address, PeerId, TaskDigest
+from p2pfl_net.core.messages import Record, Status
+from p2pfl_net.core.params import Params
+from p2pfl_net.core.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Who may be asked, and who of them only in the end."""
+
+    task: TaskDigest | None
+    addresses: dict[PeerId, tuple[Address, ...]]
+    reserve: frozenset[PeerId] = frozenset()
+
+
+def candidates(ask: Ask, me: Record, table: Table, params: Params, random: Random) -> Candidates:
+    """The candidates of a round."""
+    tags = frozenset(me.tags)
+    serving = [
+        record
+        for record in table.live_records()
+        if record.published and record.status is Status.ALIVE and tags.issubset(record.tags)
+    ]
+    task = choose_task(ask.task, [record.task for record in serving if record.task], random)
+    fitting = [record.peer_id for record in serving if record.task == task]
+    hearsay: defaultdict[str, list[PeerId]] = defaultdict(list)
+    for peer_id in fitting:
+        source = table.source(peer_id)
+        if source is not None:
+            hearsay[source].append(peer_id)
+    limit = params.collected_hearsay * ask.fan_out
+    reserve = {
+        peer_id
+        for brought in hearsay.values()
+        if len(brought) > limit
+        for peer_id in random.sample(sorted(brought), len(brought) - limit)
+    }
+    return Candidates(task, {peer_id: table.addresses(peer_id) for peer_id in fitting}, frozenset(reserve))
+
+
+def choose_task(
+    wanted: TaskDigest | None, offered: Sequence[TaskDigest], random: Random
+) -> TaskDigest | None:
+    """The task to collect: the one asked for, or that of a random peer that offers one."""
+    if wanted is not None:
+        return wanted
+    return random.choice(offered) if offered else None
