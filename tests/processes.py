@@ -29,6 +29,8 @@ P = TypeVar("P", bound="Process")
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 60.0
 """How long a condition may take: far above what an idle machine needs, for a busy one."""
+TORCH_PATIENCE_S = 240.0
+"""The same for what waits for trainers: a busy machine takes a minute for several to load their libraries."""
 LOOK_S = 0.02
 SHOWN_CHARACTERS = 4000
 QUIET: Mapping[str, str] = {
@@ -53,6 +55,11 @@ def wait_for(
         time.sleep(LOOK_S)
 
 
+def wait_for_trainer(condition: Callable[[], T | None], what: str) -> T:
+    """As `wait_for`, where trainers must do their part."""
+    return wait_for(condition, TORCH_PATIENCE_S, what)
+
+
 @dataclass
 class Process:
     """One started program; its standard output and error go to one file."""
@@ -60,6 +67,8 @@ class Process:
     name: str
     popen: subprocess.Popen[bytes]
     log: Path
+    patience_s: float = PATIENCE_S
+    """How long it is waited for, unless told otherwise."""
 
     @property
     def pid(self) -> int:
@@ -82,20 +91,22 @@ class Process:
         self.popen.kill()
         self.popen.wait()
 
-    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+    def wait(self, timeout_s: float | None = None) -> int:
         """Its exit code (-N for signal N); fails the test when it goes on."""
+        timeout_s = self.patience_s if timeout_s is None else timeout_s
         try:
             return self.popen.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.name} still runs after {timeout_s:g} s:\n{self.output()}") from None
 
-    def stop(self, timeout_s: float = PATIENCE_S) -> int:
+    def stop(self, timeout_s: float | None = None) -> int:
         """SIGTERM; its exit code."""
         self.signal(signal.SIGTERM)
         return self.wait(timeout_s)
 
-    def wait_output(self, text: str, timeout_s: float = PATIENCE_S) -> str:
+    def wait_output(self, text: str, timeout_s: float | None = None) -> str:
         """Waits until it has written `text`; all its output. Fails when it ends without."""
+        timeout_s = self.patience_s if timeout_s is None else timeout_s
 
         def written() -> str | None:
             ended, output = not self.alive, self.output()
@@ -116,11 +127,11 @@ class Daemon(Process):
     def ready(self) -> markers.BootDone | None:
         """Its `.BOOT_DONE` if its network is up now; fails when it has ended."""
         assert self.alive, f"{self.name} ended with {self.popen.returncode}:\n{self.output()}"
-        marker = markers.read_boot_done(self.state)
-        return marker if marker is not None and lock.is_held(self.state.daemon_lock) else None
+        # In this order: who holds the lock has removed the marker of an earlier life.
+        return markers.read_boot_done(self.state) if lock.is_held(self.state.daemon_lock) else None
 
-    def wait_ready(self, timeout_s: float = PATIENCE_S) -> markers.BootDone:
-        return wait_for(self.ready, timeout_s, f".BOOT_DONE of {self.name}")
+    def wait_ready(self) -> markers.BootDone:
+        return wait_for(self.ready, self.patience_s, f".BOOT_DONE of {self.name}")
 
     @property
     def address(self) -> str:
@@ -153,16 +164,28 @@ class Processes:
         *,
         env: Mapping[str, str] | None = None,
         cwd: Path = ROOT,
+        patience_s: float = PATIENCE_S,
     ) -> Process:
         """Starts a program from the main thread of the test; it dies with the test's process."""
         log, popen = self._spawn(name, [str(argument) for argument in arguments], env or {}, cwd)
-        return self._keep(Process(name, popen, log))
+        return self._keep(Process(name, popen, log, patience_s))
 
     def start_python(
-        self, name: str, *arguments: str | Path, env: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *arguments: str | Path,
+        env: Mapping[str, str] | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> Process:
         """`python ARGUMENTS`, with the interpreter that runs the tests."""
-        return self.start(name, [sys.executable, *arguments], env=env)
+        return self.start(name, [sys.executable, *arguments], env=env, patience_s=patience_s)
+
+    def start_script(
+        self, command: str, *arguments: str | Path, env: Mapping[str, str] | None = None
+    ) -> Process:
+        """`python -m scripts COMMAND ARGUMENTS`: it starts trainers, or ends them."""
+        line = ("-m", "scripts", command, *arguments)
+        return self.start_python(command, *line, env=env, patience_s=TORCH_PATIENCE_S)
 
     def start_daemon(
         self,
@@ -186,9 +209,8 @@ class Processes:
 
     def start_trainer(self, state: Path, *options: str) -> Process:
         """`p2pfl-train run` on one torch thread."""
-        return self.start_python(
-            f"trainer {state.name}", "-m", "p2pfl_train", "run", "--state", state, "--threads", "1", *options
-        )
+        line = ["-m", "p2pfl_train", "run", "--state", str(state), "--threads", "1", *options]
+        return self.start_python(f"trainer {state.name}", *line, patience_s=TORCH_PATIENCE_S)
 
     def port(self) -> int:
         """A port of loopback that nobody else is given before the end of the test.

@@ -19,20 +19,20 @@ from p2pfl_state import lock
 from p2pfl_state.layout import StateDir
 
 from scripts import die_with_parent
-from scripts.demo import final_accuracy
+from scripts.demo import LONGEST_START_S, final_accuracy
 from scripts.experiment import Member, fresh_folder
 from scripts.pairs import Pair, PairOptions
 from scripts.watching import Watcher
-from tests.processes import PATIENCE_S, ROOT, Process, Processes, wait_for
+from tests.processes import ROOT, TORCH_PATIENCE_S, Process, Processes, wait_for_trainer
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 PEERS = 4
 NAMES = ("accuracy", "cycles", "known_peers", "collection")
 PICTURES = {f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")}
 
 
 def start(processes: Processes, out: Path, *options: str) -> Process:
-    return processes.start_python("demo", "-m", "scripts", "demo", f"--out={out}", *options)
+    return processes.start_script("demo", f"--out={out}", *options)
 
 
 def states(out: Path) -> list[StateDir]:
@@ -44,11 +44,11 @@ def nothing_runs(out: Path) -> bool:
     return not any(held)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_all_peers_learn_all_digits(processes: Processes, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     demo = start(processes, out, "--seconds=400")  # it ends when all have learned, on a busy machine late
-    demo.wait_output("learning", 300)
+    demo.wait_output("learning", LONGEST_START_S + TORCH_PATIENCE_S)
     assert demo.wait(550) == 0
     shown = demo.output()
     *_, table = shown.partition("final accuracy on all dev examples")
@@ -96,7 +96,7 @@ def test_a_demo_learns_for_some_time(processes: Processes, tmp_path: Path, secon
 def test_ctrl_c_at_any_time_is_clean(processes: Processes, tmp_path: Path, moment: str) -> None:
     out = tmp_path / "demo"
     demo = start(processes, out)
-    demo.wait_output(moment, 2 * PATIENCE_S)
+    demo.wait_output(moment, LONGEST_START_S + TORCH_PATIENCE_S)
     demo.signal(signal.SIGINT)
     assert demo.wait() == 130
     assert "Traceback" not in demo.output()
@@ -108,7 +108,7 @@ def test_killed_itself_it_leaves_no_process(processes: Processes, tmp_path: Path
     demo = start(processes, out)
     demo.wait_output("starting peer 3")
     demo.kill()
-    wait_for(lambda: nothing_runs(out), what="the end of all peers")
+    wait_for_trainer(lambda: nothing_runs(out), what="the end of all peers")
 
 
 def test_a_folder_that_is_not_a_demos_is_kept(processes: Processes, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_terminal_gets_a_live_table(tmp_path: Path, terminal: tuple[int, int])
             shown += part.decode(errors="replace")
     except OSError:  # a pseudo-terminal whose other end is closed reads as an error
         pass
-    assert demo.wait(PATIENCE_S) == 130
+    assert demo.wait(TORCH_PATIENCE_S) == 130
     assert shown.count("\x1b[?25h") == 1, "the cursor is back"
     assert nothing_runs(out)
 

@@ -15,18 +15,18 @@ from p2pfl_state.layout import CONTRACT_VERSION, StateDir
 
 from scripts import detached
 from scripts.failures import ScriptFailed
-from tests.processes import Process, Processes, wait_for
+from tests.processes import Process, Processes, wait_for_trainer
 
+pytestmark = pytest.mark.timeout(900)
 DIGITS = ("--", "--port=0", "--host=127.0.0.1", "--shard=1/4")
 
 
 def start(processes: Processes, state: StateDir, *options: str) -> Process:
-    line = ["-m", "scripts", "detached", "start", f"--state={state.root}", *(options or DIGITS)]
-    return processes.start_python("start", *line)
+    return processes.start_script("detached", "start", f"--state={state.root}", *(options or DIGITS))
 
 
 def end(processes: Processes, state: StateDir) -> dict[str, object]:
-    stop = processes.start_python("stop", "-m", "scripts", "detached", "stop", f"--state={state.root}")
+    stop = processes.start_script("detached", "stop", f"--state={state.root}")
     assert stop.wait() == 0
     told: dict[str, object] = json.loads(stop.output())
     return told
@@ -41,7 +41,7 @@ def test_a_pair_is_started_checked_and_ended(processes: Processes, tmp_path: Pat
         assert marker is not None
         assert json.loads(started.output()) == {"peer_id": marker.peer_id, "address": marker.address}
         assert lock.is_held(state.daemon_lock), "it lives on"
-        assert detached.check(state, lambda: False) is True
+        wait_for_trainer(lambda: detached.check(state, lambda: False), what="the first cycle")
         assert next(atomic.read_json_lines(state.metrics))["cycle"] == 1
         again = start(processes, state)
         assert again.wait() == 3
@@ -71,7 +71,7 @@ def test_what_fails_later_is_told_by_the_check(processes: Processes, tmp_path: P
     state = StateDir(tmp_path / "peer")
     start(processes, state, *DIGITS, "--data=no/such/data").wait()
     try:
-        wait_for(lambda: not lock.is_held(state.daemon_lock), what="the end of the pair")
+        wait_for_trainer(lambda: not lock.is_held(state.daemon_lock), what="the end of the pair")
         with pytest.raises(ScriptFailed, match="the trainer ended with exit code 6"):
             detached.check(state, lambda: False)
     finally:
@@ -156,7 +156,10 @@ def test_a_stop_ends_a_start_that_is_under_way(processes: Processes, tmp_path: P
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a boot peer that never answers
         boot = f"--boot=127.0.0.1:{silent.getsockname()[1]}"
         starting = start(processes, state, *DIGITS, boot)
-        wait_for(lambda: state.launcher.exists() and lock.is_held(state.daemon_lock), what="the daemon")
+        wait_for_trainer(
+            lambda: state.launcher.exists() and lock.is_held(state.daemon_lock),
+            what="the daemon",
+        )
         assert end(processes, state) == {"ended": True}
         assert starting.wait() == 1
     assert not state.launcher.exists()

@@ -17,7 +17,7 @@ from p2pfl_state import atomic, lock, markers
 from p2pfl_state.layout import StateDir
 
 from tests.conftest import MARK
-from tests.processes import ROOT, Process, Processes, wait_for
+from tests.processes import ROOT, Process, Processes, wait_for_trainer
 
 SSHD = Path("/usr/sbin/sshd")
 TOOLS = all(shutil.which(tool) for tool in ("ssh", "ssh-keygen"))
@@ -31,7 +31,7 @@ pytestmark = [
 ]
 FOLDER = "it's $(touch pwned) a;folder"
 """Of the project on the hosts: what a careless quoting would run."""
-LAUNCH_S = 200.0
+LAUNCH_S = 600.0
 """How long a launcher may take: it gives the hosts themselves more than a minute for each step."""
 
 
@@ -64,8 +64,8 @@ class Lab:
             f"-F none -i {self.folder}/key -o IdentitiesOnly=yes -o SendEnv={MARK} "
             f"-o UserKnownHostsFile={known_hosts} -o GlobalKnownHostsFile=none"
         )
-        line = ["-m", "scripts", command, f"--hosts={hosts}", *options]
-        return self.processes.start_python(command, *line, env={"SSH_OPTIONS": ssh_options})
+        line = [f"--hosts={hosts}", *options]
+        return self.processes.start_script(command, *line, env={"SSH_OPTIONS": ssh_options})
 
 
 @pytest.fixture
@@ -95,15 +95,15 @@ def lab(processes: Processes, tmp_path: Path) -> Iterator[Lab]:
     lab = Lab(processes, folder, port, installed)
     yield lab
     for state in (installed / "state").glob("*"):  # whatever a failed test has left running
-        line = ["-m", "scripts", "detached", "stop", f"--state={state}"]
-        processes.start_python("clean-up", *line).wait(LAUNCH_S)
+        processes.start_script("detached", "stop", f"--state={state}").wait(LAUNCH_S)
     assert not (installed / "pwned").exists()
 
 
 def wait_averaged(state: StateDir) -> None:
     """Until the trainer has averaged a model of another peer."""
-    wait_for(
-        lambda: any(line.get("models") for line in atomic.read_json_lines(state.metrics)), what="an average"
+    wait_for_trainer(
+        lambda: any(line.get("models") for line in atomic.read_json_lines(state.metrics)),
+        what="an average",
     )
 
 
@@ -135,8 +135,8 @@ def test_peers_are_launched_in_order_and_exactly_they_are_stopped(
     assert "is in use by another daemon" in again.output()
     assert "2 of 2 hosts failed" in again.output()
 
-    line = ["-m", "scripts", "detached", "stop", f"--state={states[1].root}"]
-    assert processes.start_python("stop the second", *line).wait(LAUNCH_S) == 0
+    stop_second = processes.start_script("detached", "stop", f"--state={states[1].root}")
+    assert stop_second.wait(LAUNCH_S) == 0
     repaired = lab.run("launch", hosts)
     assert repaired.wait(LAUNCH_S) == 1
     assert "1 of 2 hosts failed" in repaired.output()

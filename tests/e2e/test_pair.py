@@ -16,10 +16,11 @@ from p2pfl_state import atomic, markers
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import read_header
 
-from tests.processes import ROOT, Daemon, Process, Processes, wait_for
+from tests.processes import ROOT, Daemon, Process, Processes, wait_for_trainer
 
-pytestmark = pytest.mark.timeout(300)
-DIGITS = ("--data", "digits", "--partition", "paper")
+pytestmark = pytest.mark.timeout(1200)
+DIGITS = ("--data", "digits", "--partition", "paper", "--deadline", "60")
+"""With time for each round, so that none fails because the machine is busy."""
 PEERS = 3
 
 
@@ -39,11 +40,14 @@ def version(state: StateDir) -> int:
 
 
 def wait_version(state: StateDir, wanted: int) -> None:
-    wait_for(lambda: version(state) >= wanted, what=f"version {wanted}")
+    wait_for_trainer(lambda: version(state) >= wanted, what=f"version {wanted}")
 
 
 def wait_accuracy(state: StateDir, wanted: float) -> None:
-    wait_for(lambda: (latest(state, "accuracy_averaged") or 0.0) > wanted, what=f"an accuracy above {wanted}")
+    wait_for_trainer(
+        lambda: (latest(state, "accuracy_averaged") or 0.0) > wanted,
+        what=f"an accuracy above {wanted}",
+    )
 
 
 def peers(state: StateDir) -> list[dict[str, Any]]:
@@ -61,7 +65,10 @@ def publishes(peer_id: str, state: StateDir) -> bool:
 
 
 def wait_listed(state: StateDir, wanted: set[str]) -> None:
-    wait_for(lambda: {peer["id"] for peer in peers(state)} == wanted, what="the list of all peers")
+    wait_for_trainer(
+        lambda: {peer["id"] for peer in peers(state)} == wanted,
+        what="the list of all peers",
+    )
 
 
 def chain(processes: Processes, folder: Path, count: int) -> list[Daemon]:
@@ -122,7 +129,7 @@ def start_pair(processes: Processes, folder: Path) -> tuple[Daemon, Daemon, Proc
     other = processes.start_trainer(second.state.root, *DIGITS, "--shard", "2/2", "--cycles", "3")
     assert other.wait() == 0
     trainer = processes.start_trainer(first.state.root, *DIGITS, "--shard", "1/2")
-    wait_for(lambda: any(line["models"] for line in lines(first.state)), what="an average")
+    wait_for_trainer(lambda: any(line["models"] for line in lines(first.state)), what="an average")
     return first, second, trainer
 
 
@@ -140,7 +147,10 @@ def test_a_killed_daemon_takes_the_network_away_and_not_the_training(
     assert again.peer_id == peer_id
     assert again.wait_ready().instance != before.instance
     seen = len(lines(state))
-    wait_for(lambda: any(line["models"] for line in lines(state)[seen:]), what="an average after the restart")
+    wait_for_trainer(
+        lambda: any(line["models"] for line in lines(state)[seen:]),
+        what="an average after the restart",
+    )
     assert trainer.stop() == 0
 
 
@@ -155,7 +165,10 @@ def test_a_killed_trainer_goes_on_from_what_it_published(processes: Processes, t
     run_json("p2pfl_net", "get", daemon.address, "--out", fetched)
     assert read_header(fetched).manifest().weights == served, "the daemon goes on serving it"
     again = processes.start_trainer(state.root, *DIGITS, "--shard", "1/2")
-    wait_for(lambda: any(line["models"] for line in lines(state)[seen:]), what="an average after the restart")
+    wait_for_trainer(
+        lambda: any(line["models"] for line in lines(state)[seen:]),
+        what="an average after the restart",
+    )
     assert again.stop() == 0
     later = lines(state)[seen:]
     assert later[0]["version"] > published
@@ -166,7 +179,7 @@ def test_a_killed_trainer_goes_on_from_what_it_published(processes: Processes, t
 def test_a_trainer_may_start_before_its_daemon(processes: Processes, tmp_path: Path) -> None:
     state = StateDir(tmp_path / "peer")
     trainer = processes.start_trainer(state.root, *DIGITS, "--cycles", "2")
-    wait_for(lambda: state.trainer_lock.exists(), what="the trainer's lock")
+    wait_for_trainer(lambda: state.trainer_lock.exists(), what="the trainer's lock")
     daemon = processes.start_daemon(state.root)
     assert trainer.wait() == 0
     assert version(state) >= 2
@@ -192,11 +205,9 @@ def test_the_network_gives_a_new_trainer_its_first_weights(processes: Processes,
     assert teacher.wait() == 0
     taught = latest(first.state, "accuracy_trained")
     assert taught > 0.9
-    wait_for(lambda: publishes(first.peer_id, second.state), what="the news of the model")
+    wait_for_trainer(lambda: publishes(first.peer_id, second.state), what="the news of the model")
     one_tiny_step = ("--cycles", "1", "--local-steps", "1", "--lr", "1e-6")
-    pupil = processes.start_trainer(
-        second.state.root, *DIGITS, "--shard", "2/3", "--deadline", "60", *one_tiny_step
-    )
+    pupil = processes.start_trainer(second.state.root, *DIGITS, "--shard", "2/3", *one_tiny_step)
     assert pupil.wait() == 0
     assert latest(second.state, "accuracy_trained") > 0.85, "one tiny step does not teach that"
 

@@ -11,15 +11,15 @@ import pytest
 from p2pfl_state import atomic, lock, markers
 from p2pfl_state.layout import StateDir
 
-from tests.processes import Process, Processes, wait_for
+from tests.processes import Process, Processes, wait_for_trainer
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(1200)
 SMALL = ("--data", "digits", "--shard", "1/4")
 
 
 def start_pair(processes: Processes, state: Path, *options: str, port: int = 0) -> Process:
-    line = ["-m", "scripts", "run", "--host", "127.0.0.1", "--port", str(port), "--state", str(state)]
-    return processes.start_python(f"pair {state.name}", *line, *(options or SMALL))
+    line = ["--host", "127.0.0.1", "--port", str(port), "--state", str(state)]
+    return processes.start_script("run", *line, *(options or SMALL))
 
 
 def holder(lock_file: Path) -> int | None:
@@ -48,7 +48,10 @@ def has_open(pid: int, path: Path) -> bool:
 
 def wait_metric(state: StateDir, name: str) -> None:
     """Until a cycle of the trainer has something other than false or 0 in a field."""
-    wait_for(lambda: any(line.get(name) for line in atomic.read_json_lines(state.metrics)), what=name)
+    wait_for_trainer(
+        lambda: any(line.get(name) for line in atomic.read_json_lines(state.metrics)),
+        what=name,
+    )
 
 
 def nothing_runs(state: StateDir) -> bool:
@@ -119,7 +122,7 @@ def test_killed_itself_it_leaves_no_process(processes: Processes, tmp_path: Path
     pair = start_pair(processes, state.root)
     wait_metric(state, "answered")
     pair.kill()
-    wait_for(lambda: nothing_runs(state), what="the end of both")
+    wait_for_trainer(lambda: nothing_runs(state), what="the end of both")
 
 
 def test_a_finished_trainer_ends_the_pair_with_0(processes: Processes, tmp_path: Path) -> None:
@@ -141,7 +144,8 @@ def test_a_peer_that_boots_to_itself_is_the_first(processes: Processes, tmp_path
 
 def test_two_pairs_learn_from_each_other(processes: Processes, tmp_path: Path) -> None:
     first = start_pair(processes, tmp_path / "a", "--shard", "1/2")
-    marker = wait_for(lambda: markers.read_boot_done(StateDir(tmp_path / "a")))
+    state = StateDir(tmp_path / "a")
+    marker = wait_for_trainer(lambda: markers.read_boot_done(state), what="the first pair's network")
     second = start_pair(processes, tmp_path / "b", "--shard", "2/2", "--boot", marker.address)
     second.wait_output("1 other peers")
     for name in "ab":
@@ -165,7 +169,7 @@ def test_two_pairs_learn_from_each_other(processes: Processes, tmp_path: Path) -
 def test_wrong_usage_is_one_line_and_starts_nothing(
     processes: Processes, tmp_path: Path, options: list[str], status: int, text: str
 ) -> None:
-    pair = processes.start_python("pair", "-m", "scripts", "run", *options)
+    pair = processes.start_script("run", *options)
     assert pair.wait() == status
     assert text in pair.output()
     assert len(pair.output().splitlines()) == 1

@@ -15,9 +15,11 @@ from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import file_weights_digest, read_header
 from p2pfl_state.wait import FolderWatch
 
+from tests.processes import TORCH_PATIENCE_S
 from tests.train.fake_daemon import FakeDaemon
 from tests.train.running import lines, offering, run
 
+pytestmark = pytest.mark.timeout(900)
 torch.set_num_threads(1)
 
 
@@ -39,7 +41,7 @@ def trainer(state: StateDir, *arguments: str) -> subprocess.Popen[str]:
 
 def wait_for(state: StateDir, condition: Callable[[], bool]) -> None:
     """Looks at every change, for some of what is looked for is there for a moment only."""
-    give_up_at_s = time.monotonic() + 60
+    give_up_at_s = time.monotonic() + TORCH_PATIENCE_S
     with FolderWatch(state.root) as watch:
         while not condition():
             assert time.monotonic() < give_up_at_s, "the trainer did not come so far"
@@ -51,7 +53,7 @@ def test_sigterm_averages_once_more_and_exits_cleanly(state: StateDir, published
         process = trainer(state)
         wait_for(state, lambda: len(lines(state)[0]) >= 3)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=TORCH_PATIENCE_S)
     assert process.returncode == 0, output
     cycles, finals = lines(state)
     assert finals[0]["models"] == 1
@@ -69,7 +71,7 @@ def test_a_second_interrupt_stops_at_once_and_nothing_published_is_lost(state: S
         while "stopping" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=TORCH_PATIENCE_S)
     assert process.returncode == 130, output
     assert output == ""
     assert file_weights_digest(state.model) == read_header(state.model).manifest().weights
@@ -128,7 +130,7 @@ def test_a_kill_at_any_step_leaves_a_directory_from_which_a_restart_goes_on(
             "--local-steps",
             "1",
         ]
-        killed = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        killed = subprocess.run(command, capture_output=True, text=True, timeout=TORCH_PATIENCE_S)
         assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
         before = read_header(state.model).manifest()
         assert file_weights_digest(state.model) == before.weights

@@ -21,6 +21,7 @@ from p2pfl_train.plots.draw import PICTURES, draw
 from p2pfl_train.plots.pictures import draw_accuracy, draw_cycles, draw_known_peers
 from p2pfl_train.plots.records import origin, read_histories
 from p2pfl_train.plots.style import SIZE_INCHES, Clock, Palette, Run, styled
+from tests.processes import TORCH_PATIENCE_S
 from tests.train.synthetic_run import START, write_lines, write_run
 
 PEER_COUNTS = (2, 12, 13, 50)
@@ -85,6 +86,7 @@ def test_same_input_gives_same_files(runs: dict[int, list[Path]], tmp_path: Path
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
 
 
+@pytest.mark.timeout(300)
 def test_matplotlib_comes_late_and_without_pyplot(runs: dict[int, list[Path]], tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
@@ -94,7 +96,7 @@ def test_matplotlib_comes_late_and_without_pyplot(runs: dict[int, list[Path]], t
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     command = [sys.executable, "-W", "error", "-c", code, str(runs[2][0]), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TORCH_PATIENCE_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

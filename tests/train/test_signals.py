@@ -10,7 +10,9 @@ import pytest
 from p2pfl_state import lock
 from p2pfl_state.layout import StateDir
 
-from tests.processes import Processes, wait_for
+from tests.processes import Processes, wait_for_trainer
+
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -29,7 +31,7 @@ def test_a_signal_ends_a_trainer_that_still_reads_its_data(
         except OSError:  # nobody reads yet
             return None
 
-    pipe = wait_for(reading, what="the trainer's reading")
+    pipe = wait_for_trainer(reading, what="the trainer's reading")
     try:
         assert lock.is_held(state.trainer_lock)
         trainer.signal(number)
@@ -51,7 +53,7 @@ def test_a_signal_ends_a_trainer_that_waits_for_its_daemon(
     held.acquire()
     try:
         trainer = processes.start_trainer(state.root, "--data", "digits")
-        wait_for(state.metrics.exists, what="all that comes before the wait")
+        wait_for_trainer(state.metrics.exists, what="all that comes before the wait")
         trainer.signal(number)
         assert trainer.wait() == 0
     finally:
