@@ -50,14 +50,14 @@ test-lab: $(STAMP) ## launch and stop through a real sshd, which root gets from 
 	scripts/install_sshd.sh
 	$(BIN)/python -m pytest -m lab
 
-run: $(STAMP) ## one peer until Ctrl-C: PORT=8001 BOOT=host:8000 [DATA= DATA_DIR= SHARD=1/10 MODEL= STATE= ARGS=]
+run: $(STAMP) ## one peer until Ctrl-C: PORT=8001 BOOT=host:8000, or BOOT=auto on a LAN [DATA= DATA_DIR= SHARD=1/10 MODEL= STATE= ARGS=]
 	@$(SCRIPTS) run --port=$(call quoted,$(PORT)) $(call option,boot,BOOT) $(call option,shard,SHARD) \
 		$(call option,state,STATE) $(PEER)
 
 demo: $(STAMP) ## a small network learns in front of you, in about a minute: [SECONDS=40 OUT=]
 	@$(SCRIPTS) demo $(call option,out,OUT) $(call option,seconds,SECONDS)
 
-launch: $(STAMP) ## start peers over ssh, each booted to the one before: HOSTS=hosts.txt [BOOT= DATA= MODEL= ARGS=]
+launch: $(STAMP) ## start peers over ssh, each booted to the one before: HOSTS=hosts.txt [BOOT=host:8000|auto DATA= MODEL= ARGS=]
 	@$(SCRIPTS) launch $(call option,hosts,HOSTS) $(call option,boot,BOOT) $(PEER)
 
 stop: $(STAMP) ## end the peers that make launch started: HOSTS=hosts.txt

@@ -14,7 +14,7 @@ from p2pfl_net import config
 
 EPILOG = """exit codes: 0 done; 1 a fault of this program; 2 wrong usage; 3 the state directory cannot be used
 (in use, read-only, full, another host's); 4 no boot peer answered; 5 the port is taken or not allowed;
-7 the key is damaged; 8 a model could not be fetched"""
+6 multicast DNS does not work here (--boot auto); 7 the key is damaged; 8 a model could not be fetched"""
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -68,7 +68,14 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_serve(serve: argparse.ArgumentParser) -> None:
     add = serve.add_argument
     add("--port", required=True, help="TCP port; 0 chooses one and needs --state")
-    add("--boot", action="append", default=[], metavar="HOST:PORT", help="peer to join through; repeatable")
+    add(
+        "--boot",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="peer to join through; repeatable; auto finds peers on the LAN by multicast DNS, none for 3 s "
+        "means the first peer (with --host 127.0.0.1: peers of this machine, started likewise)",
+    )
     add("--boot-timeout", type=_seconds, default=60.0, metavar="S", help="go on trying the boot peers (60)")
     add("--state", type=Path, metavar="DIR", help="state directory (state/PORT)")
     add("--host", default="::", metavar="IP", help="interface to listen on (::, which is all)")

@@ -9,6 +9,9 @@ from p2pfl_net.core.ids import Address, is_unicast, parse_address, parse_ip
 from p2pfl_net.core.params import Params
 from p2pfl_net.errors import UsageError
 
+AUTO = "auto"
+"""In place of a boot address: whoever is found on the LAN."""
+
 
 @dataclass(frozen=True)
 class ServeConfig:
@@ -20,6 +23,8 @@ class ServeConfig:
     port: int
     """0: any free one."""
     boot: tuple[Address, ...] = ()
+    discover: bool = False
+    """Find more boot peers on the LAN."""
     boot_timeout_s: float = 60.0
     advertise: Address | None = None
     max_model_bytes: int = 1 << 40
@@ -47,6 +52,7 @@ def serve_config(
         host=parse_host(host),
         port=number,
         boot=parse_boot(boot),
+        discover=asks_for_discovery(boot),
         boot_timeout_s=boot_timeout_s,
         advertise=parse_advertise(advertise),
         max_model_bytes=max_model_bytes,
@@ -72,9 +78,19 @@ def parse_host(text: str) -> str:
 
 
 def parse_boot(texts: list[str]) -> tuple[Address, ...]:
-    """Boot addresses, each `HOST:PORT`, several also separated by commas. Raises `UsageError`."""
-    named = [text.strip() for text in ",".join(texts).split(",")]
-    return tuple(dict.fromkeys(_address("--boot", text) for text in named if text))
+    """Boot addresses, each `HOST:PORT`, several also separated by commas; `auto` is passed over. Raises
+    `UsageError`."""
+    named = (text for text in _boot_words(texts) if text not in ("", AUTO))
+    return tuple(dict.fromkeys(_address("--boot", text) for text in named))
+
+
+def asks_for_discovery(texts: list[str]) -> bool:
+    """Whether `auto` is among the boot addresses."""
+    return AUTO in _boot_words(texts)
+
+
+def _boot_words(texts: list[str]) -> list[str]:
+    return [text.strip() for text in ",".join(texts).split(",")]
 
 
 def parse_advertise(text: str | None) -> Address | None:

@@ -42,7 +42,12 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     parser = Parser(program, __doc__, EPILOG)
     add = parser.add_argument
     add("--hosts", type=Path, metavar="FILE", help="a host a line, see scripts/hosts.py")
-    add("--boot", default="", metavar="HOST:PORT,...", help="a running peer that the first joins")
+    add(
+        "--boot",
+        default="",
+        metavar="HOST:PORT,...",
+        help="a running peer that the first joins; auto: all also find, and are found by, peers of their LAN",
+    )
     for name in PASSED:
         add(f"--{name.replace('_', '-')}", default="", help="for lines that do not say it")
     return parser
@@ -83,6 +88,7 @@ def ssh_command(options: str) -> list[str]:
 def launch(ssh: Sequence[str], hosts: Sequence[Host], boot: str, signals: StopSignals) -> int:
     """Starts the peers one after another, each booted to the last that joined; how many failed."""
     joined: list[Host] = []
+    always = f"{config.AUTO}," if config.asks_for_discovery([boot]) else ""
     for host in hosts:
         answer = run_on(ssh, host, start_words(host, boot), START_LIMIT_S, lambda: signals.asked)
         if signals.asked:
@@ -90,11 +96,11 @@ def launch(ssh: Sequence[str], hosts: Sequence[Host], boot: str, signals: StopSi
         if answer.reason:
             sys.stderr.write(f"launch: {host.name}: {answer.reason}\n")
             if answer.value.get("in_use"):  # of an earlier launch: the next may join through it
-                boot = host.address
+                boot = always + host.address
             continue
         peer_id, shard = str(answer.value.get("peer_id"))[:16], host.shard or "all its data"
         say(f"{host.name} joined: peer {peer_id}, shard {shard}, {host.folder}/{host.state}")
-        boot = host.address
+        boot = always + host.address
         joined.append(host)
     training = 0
     for host, answer in _on_all(ssh, joined, "check", CHECK_LIMIT_S, lambda: signals.asked):

@@ -29,7 +29,10 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--port", required=True, help="TCP port of the daemon; 0 chooses one and needs --state")
     add(
-        "--boot", default="", metavar="HOST:PORT,...", help="peers to join through; none or itself: the first"
+        "--boot",
+        default="",
+        metavar="HOST:PORT,...",
+        help="peers to join through; none or itself: the first; auto: those found on the LAN",
     )
     add("--host", default="::", metavar="IP", help="interface to listen on (::, which is all)")
     add("--state", type=Path, metavar="DIR", help="state directory (state/PORT)")

@@ -36,8 +36,9 @@ GATHER_S = 0.5
 """After the first peer was found: in case it cannot be reached. Answers to one question come within 0.12 s
 (RFC 6762, section 6), on an idle machine."""
 SETTLE_S = 3.0
-"""Who is found later is told after this time, or up to twice as long: a newcomer finds us too and joins by
-itself, and it would be called by the whole network if all did not wait to hear of it."""
+"""Whoever is found is told again after this time, or up to twice as long: of peers that start together, some
+have joined these and some those. Not at once, for a newcomer that joins by itself is known until then, and
+would else be called by its whole network."""
 LOOKUPS = 8
 """Services that are asked for at once. A guess: usually the first answer brings all there is to know."""
 LOOKUP_MS = 3000
@@ -59,7 +60,7 @@ class Finder(Protocol):
         """Once, after a few seconds at most: who was found until then."""
 
     def discovered(self, peer: Announcement) -> None:
-        """A peer was found after that, or has moved."""
+        """Some seconds after a peer was found, or has moved; also of those that were gathered."""
 
     def refused(self, reason: str) -> None:
         """A service of our type is none that we can use."""
@@ -78,7 +79,6 @@ class Discovery:
         self._networks = networks_of(hosts)
         self._found: dict[str, Announcement] = {}
         self._first = asyncio.Event()
-        self._gathered = False
         self._settling: set[str] = set()
         self._complaints = 0
         self._queue: asyncio.Queue[str] = asyncio.Queue(MAX_WAITING)
@@ -160,7 +160,6 @@ class Discovery:
             await asyncio.sleep(GATHER_S)
         except TimeoutError:
             pass
-        self._gathered = True
         self._finder.gathered(tuple(self._found.values()))
 
     def _service_changed(
@@ -207,7 +206,7 @@ class Discovery:
         if len(self._found) > MAX_REMEMBERED:
             del self._found[next(iter(self._found))]
         self._first.set()
-        if self._gathered and service.name not in self._settling and len(self._settling) < MAX_REMEMBERED:
+        if service.name not in self._settling and len(self._settling) < MAX_REMEMBERED:
             self._settling.add(service.name)
             delay_s = SETTLE_S * (1 + random.random())
             asyncio.get_running_loop().call_later(delay_s, self._settled, service.name)

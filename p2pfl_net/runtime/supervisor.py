@@ -19,7 +19,7 @@ from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Manifest
 
 from p2pfl_net.config import ServeConfig
-from p2pfl_net.core.events import ModelPublished, Start, Stop
+from p2pfl_net.core.events import ModelPublished, Stop
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.core.node import Node, PeerList
 from p2pfl_net.core.reachability import LOOPBACK, Reachability
@@ -28,6 +28,7 @@ from p2pfl_net.rpc.client import MembershipClient, resolve
 from p2pfl_net.rpc.fetching import ModelClient
 from p2pfl_net.rpc.server import Server
 from p2pfl_net.runtime import identity
+from p2pfl_net.runtime.booting import Booting
 from p2pfl_net.runtime.driver import Driver
 from p2pfl_net.runtime.published import PublishedModel
 from p2pfl_net.runtime.rounds import RoundFiles
@@ -74,12 +75,15 @@ class Daemon:
         server = Server(me, lambda message, host: driver.exchange(message, host), self._published)
         port = server.bind(config.host, config.port)
         advertise = None if config.advertise is None else _resolved(config.advertise)
-        reach = Reachability(port, listening_hosts(config.host), advertise, config.params.max_addresses)
+        hosts = listening_hosts(config.host)
+        reach = Reachability(port, hosts, advertise, config.params.max_addresses)
         seed = random.Random(secrets.randbits(128))
         incarnation = int(time.time())
         node = Node(me, reach, incarnation, config.params, seed)
         rounds = RoundFiles(self._state, models, config.max_model_bytes)
         driver = Driver(node, calls, rounds, self)
+        self._booting = Booting(config, remembered_addresses(self._state), driver, self.note)
+        self._booting.open(me, hosts, port, advertise)
         self._server = server
         self._watch = TrainerWatch(
             self._state,
@@ -90,13 +94,14 @@ class Daemon:
         )
         with stopping_on_signals(lambda: driver.post(Stop())):
             try:
-                self._start(me, port, driver)
+                self._start(me, port)
                 boot_failure = driver.run()
             except Exception as error:
                 self.note("crashed", {"reason": f"{type(error).__name__}: {error}"})
                 raise
             finally:
                 atomic.remove(self._state.boot_done)
+                self._booting.close()
                 self._watch.close()
                 driver.close()
                 server.stop(config.drain_s)
@@ -112,13 +117,12 @@ class Daemon:
             )
         self.note("stopped", {})
 
-    def _start(self, me: PeerId, port: int, driver: Driver) -> None:
+    def _start(self, me: PeerId, port: int) -> None:
         config = self._config
         self._server.start()
         self._say(f"peer {me[:16]} listens on {config.host} port {port}, state {self._state.root}")
         self.note("started", {"peer": me, "port": port, "pid": os.getpid(), "instance": self._instance})
-        remembered = tuple(a for a in remembered_addresses(self._state) if a not in config.boot)
-        driver.post(Start(config.boot, config.boot_timeout_s, remembered))
+        self._booting.start()
 
     def _damage_found(self, driver: Driver, reason: str) -> None:
         """From the watch's thread, which must not end by a full disk: the driver's ends the daemon."""
@@ -146,6 +150,9 @@ class Daemon:
         self._server.say_serving()
         self._watch.start()
         self._say("first peer of a new network" if first else f"joined, {known} other peers known")
+        if first and self._booting.found:
+            found = ", ".join(str(address) for address in self._booting.found)
+            self._say(f"found on the LAN, but no answer yet: {found}; check that TCP gets through to it")
 
     def write_peers(self, peers: PeerList) -> None:
         offset_s = (

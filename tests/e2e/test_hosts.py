@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from scripts.failures import WrongUsage
 from scripts.hosts import parse_hosts, read_hosts
 from scripts.launch import remote_script, start_words
+from tests.processes import Processes
 
 
 def test_each_line_is_a_peer_with_its_shard() -> None:
@@ -101,3 +104,33 @@ def test_data_of_a_hosts_own_is_not_shared_out() -> None:
     lines = ["lab1", "lab2 data=/srv/xrays", "lab3 data=/srv/common shard=3/3", "lab4 data=digits"]
     hosts = parse_hosts(lines, {"data": "mnist"}, "hosts.txt")
     assert [host.shard for host in hosts] == ["1/4", None, "3/3", "4/4"]
+
+
+@pytest.mark.parametrize(
+    ("boot", "asked"),
+    [
+        ([], [None, "lab1:8000", "lab2:8000"]),
+        (["--boot=lab0:8000"], ["lab0:8000", "lab1:8000", "lab2:8000"]),
+        (["--boot=auto"], ["auto", "auto,lab1:8000", "auto,lab2:8000"]),
+        (["--boot=lab0:8000,auto"], ["lab0:8000,auto", "auto,lab1:8000", "auto,lab2:8000"]),
+    ],
+)
+def test_each_is_booted_to_the_one_before(
+    processes: Processes, tmp_path: Path, boot: list[str], asked: list[str | None]
+) -> None:
+    """With an ssh that writes down what it is to run, and says that it did."""
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(f"""#!/bin/sh
+echo "$*" >> {shlex.quote(str(tmp_path / "ran"))}
+echo '{{"peer_id": "0123456789abcdef", "training": true}}'
+""")
+    ssh.chmod(0o755)
+    hosts = tmp_path / "hosts.txt"
+    hosts.write_text("lab1\nlab2\nlab3\n")
+    env = {"PATH": f"{ssh.parent}:{os.environ['PATH']}"}
+    launch = processes.start_script("launch", f"--hosts={hosts}", *boot, env=env)
+    assert launch.wait() == 0, launch.output()
+    started = [line for line in (tmp_path / "ran").read_text().splitlines() if " start " in line]
+    named = [re.search(r"--boot=([\w:,]+)", line) for line in started]
+    assert [match and match[1] for match in named] == asked
