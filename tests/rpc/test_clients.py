@@ -32,7 +32,7 @@ def test_no_channel_to_nobody_is_kept() -> None:
     ping = Ping(Sender(Record(SOMEBODY, 1, Status.ALIVE, ())), SOMEBODY, NOBODY)
     with pytest.raises(PeerFailed) as caught:
         client.call(NOBODY, ping, LONG_S)
-    assert caught.value.kind is FailureKind.UNREACHABLE
+    assert caught.value.kind is FailureKind.REFUSED
     assert not client._channels._open, "gRPC would go on dialling"
     client.close()
 
