@@ -197,6 +197,7 @@ def test_slander_is_refuted(network: Network) -> None:
     wait_complete(peers)  # refuted, or on a busy machine lost and taken back
 
 
+@pytest.mark.timeout(600)
 def test_a_thousand_fake_peers(network: Network) -> None:
     first, second = network.chain(2)
     crowd = join_crowd(first, 1000)
