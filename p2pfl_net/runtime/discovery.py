@@ -49,6 +49,9 @@ MAX_REMEMBERED = 256
 told twice does no harm."""
 MAX_COMPLAINTS = 16
 """Refusals that are told in one life: a liar could fill the event log."""
+QUESTION = zeroconf.DNSQuestionType.QM
+"""To be answered by multicast: an answer to our host alone would reach any one of the peers there, for they
+share the port."""
 MULTICAST_LOOPBACK = "127.0.0.1"
 """Peers of this machine only meet here, also those that listen on ::1."""
 
@@ -132,7 +135,9 @@ class Discovery:
         return opened
 
     async def _browse(self) -> None:
-        browser = AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE, handlers=[self._service_changed])
+        browser = AsyncServiceBrowser(
+            self._zeroconf.zeroconf, SERVICE, handlers=[self._service_changed], question_type=QUESTION
+        )
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(work()) for work in (self._announce, self._gather)]
             tasks += [group.create_task(self._look_up()) for _ in range(LOOKUPS)]
@@ -179,7 +184,7 @@ class Discovery:
             self._queued.discard(name)
             service = AsyncServiceInfo(SERVICE, name)
             try:
-                is_complete = await service.async_request(self._zeroconf.zeroconf, LOOKUP_MS)
+                is_complete = await service.async_request(self._zeroconf.zeroconf, LOOKUP_MS, QUESTION)
             except zeroconf.Error:  # it names a host that cannot be asked for
                 continue
             if is_complete:
