@@ -21,6 +21,7 @@ class Reachability:
         self._advertise = advertise
         self._candidates = [] if advertise else [Address(host, port) for host in dict.fromkeys(hosts)]
         self._confirmed = [advertise] if advertise else []
+        self._observed: list[Address] = []
         self._strange: list[Address] = []
 
     @property
@@ -44,17 +45,21 @@ class Reachability:
             address = Address(literal, self._port)
             if address not in self._candidates and len(self._candidates) < 4 * self._limit:
                 self._candidates.append(address)
+                self._observed.append(address)
 
     def listen_on(self, hosts: tuple[str, ...]) -> bool:
         """The interfaces are others now. Whether a confirmed address is gone with the old ones, or a new
         one waits to be confirmed."""
         if self._advertise is not None:
             return False
-        gone = {candidate.host for candidate in self._candidates} - set(hosts)
         new = [Address(host, self._port) for host in dict.fromkeys(hosts)]
         fresh = [address for address in new if address not in self._candidates]
-        lost = [address for address in self._confirmed if address.host in gone]
-        self._candidates = new
+        self._observed = [address for address in self._observed if address not in new]
+        gone = [address for address in self._candidates if address not in (*new, *self._observed)]
+        if gone:  # as others saw us, they may see us no more: to be dialled anew
+            gone += self._observed
+        lost = [address for address in self._confirmed if address in gone]
+        self._candidates = [*new, *self._observed]
         self._confirmed = [address for address in self._confirmed if address not in lost]
         return bool(lost or fresh)
 

@@ -200,7 +200,9 @@ class Table:
         if not record.addresses:  # somebody's word of a death may carry none
             record = replace_addresses(record, old.addresses)
         elif not whole:
-            loopback = tuple(a for a in old.addresses if a.is_loopback and a not in record.addresses)
+            ports = {address.port for address in record.addresses}  # at another port lives another life
+            kept = (a for a in old.addresses if a.is_loopback and a.port in ports)
+            loopback = tuple(a for a in kept if a not in record.addresses)
             limit = self._params.max_addresses
             record = replace_addresses(record, (*record.addresses, *loopback)[:limit])
         if record.is_live and not record.addresses:  # a tombstone that never had one

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pfl_net.core.events import Note, Send
+from p2pfl_net.core.events import InterfacesChanged, Note, Send
 from p2pfl_net.core.ids import Address
 from p2pfl_net.core.messages import Ack, Join, JoinReply, Ping, Record, Sender, Status
 from p2pfl_net.core.reachability import Reachability
@@ -256,3 +256,99 @@ def test_a_first_peer_behind_a_port_map_is_told_where_others_reach_it() -> None:
     assert [note.fields["address"] for note in notes] == [str(outside)]
     assert "--advertise 198.51.100.7:8000" in str(notes[0].fields["remedy"])
     assert outside not in first.node.membership.me.addresses, "only the operator may announce it"
+
+
+# machines that move --------------------------------------------------------------------------------
+
+OLD, NEW, OUTSIDE = "192.168.1.1", "192.168.7.7", "10.5.5.5"
+
+
+def moving(*hosts: str) -> Reachability:
+    """A peer on `hosts`, all confirmed."""
+    reach = Reachability(8000, hosts, None, 8)
+    for host in hosts:
+        assert reach.confirm(Address(host, 8000))
+    return reach
+
+
+def test_an_address_that_is_gone_is_announced_no_more() -> None:
+    reach = moving(LOOPBACK, OLD)
+    assert reach.listen_on((LOOPBACK, NEW))
+    assert reach.confirmed == (Address(LOOPBACK, 8000),)
+    assert reach.unconfirmed() == (Address(NEW, 8000),)
+    assert not reach.confirm(Address(OLD, 8000))
+    assert reach.confirm(Address(NEW, 8000))
+    assert not reach.listen_on((NEW, LOOPBACK))
+    assert reach.best() == Address(NEW, 8000)
+
+
+def test_what_others_see_stays_when_an_interface_is_added() -> None:
+    """As a container's bridge, behind a port map."""
+    reach = moving(LOOPBACK, OLD)
+    reach.observed(OUTSIDE)
+    assert reach.confirm(Address(OUTSIDE, 8000))
+    assert reach.listen_on((LOOPBACK, OLD, "172.17.0.1"))
+    assert Address(OUTSIDE, 8000) in reach.confirmed
+
+
+def test_what_others_see_is_dialled_anew_when_an_address_is_gone() -> None:
+    reach = moving(LOOPBACK, OLD)
+    reach.observed(OUTSIDE)
+    assert reach.confirm(Address(OUTSIDE, 8000))
+    assert reach.listen_on((LOOPBACK, NEW))
+    assert Address(OUTSIDE, 8000) not in reach.confirmed
+    assert Address(OUTSIDE, 8000) in reach.unconfirmed()
+    assert reach.confirm(Address(OUTSIDE, 8000))
+
+
+def test_an_advertised_address_stays() -> None:
+    reach = Reachability(8000, (OLD,), Address(OUTSIDE, 9), 8)
+    assert not reach.listen_on((NEW,))
+    assert reach.confirmed == (Address(OUTSIDE, 9),)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("lan", [(), (OLD,)])
+def test_a_peer_that_comes_back_at_another_port_is_known_there_only(seed: int, lan: tuple[str, ...]) -> None:
+    network = Network(seed, through_wire=True)
+    desk, laptop = network.machine(*lan), network.machine("192.168.1.2")
+    peers = [network.start(network.peer("peer 0", desk))]
+    for port in (8001, 8002, 8003):
+        peers.append(network.peer(f"peer {port}", desk, port))
+        network.start(peers[-1], Address(LOOPBACK, port - 1))
+        network.run(0.2)
+    if lan:
+        peers.append(network.start(network.peer("far", laptop), Address(OLD, 8000)))
+    assert network.run_until(network.converged, 10.0) is not None
+    gone = peers.pop(3)
+    network.kill(gone)
+    back = network.peer(gone.name, desk, 9000, incarnation=2000)
+    network.start(back, Address(LOOPBACK, 8000))
+
+    def is_known_there_only() -> bool:
+        known = [addresses_of(peer, back) for peer in peers]
+        return all(found and {address.port for address in found} == {9000} for found in known)
+
+    assert network.run_until(is_known_there_only, 10.0) is not None
+    network.run(60)
+    assert is_known_there_only()
+    assert network.converged()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("size", [2, 8])
+def test_a_machine_that_moves_is_followed_by_all(seed: int, size: int) -> None:
+    network = Network(seed, through_wire=True)
+    *others, moved = network.chain(size)
+    assert network.run_until(network.converged, 10.0) is not None
+    moved.machine.lan = (NEW,)
+    network.run(10)
+    network.handle(moved, InterfacesChanged(moved.machine.interfaces))
+
+    def followed() -> bool:
+        return all(addresses_of(other, moved) == (Address(NEW, moved.port),) for other in others)
+
+    assert network.run_until(followed, 10.0) is not None
+    network.run(30)
+    assert followed()
+    assert network.converged()
