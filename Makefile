@@ -12,7 +12,7 @@ quoted = '$(subst ','\'',$(1))'
 option = $(if $($(2)),--$(1)=$(call quoted,$($(2))))
 SCRIPTS := $(BIN)/python -m scripts
 # What a peer is started with, alone or on many hosts.
-PEER = $(call option,data,DATA) $(call option,data-dir,DATA_DIR) $(call option,model,MODEL) \
+PEER = $(call option,data,DATA) $(call option,data-dir,DATA_DIR) $(call option,model,MODEL) $(call option,tags,TAGS) \
 	$(call option,args,ARGS) $(call option,net-args,NET_ARGS) $(call option,host,LISTEN)
 
 .PHONY: help setup proto check test test-slow test-lab run demo launch stop paper bench clean
@@ -50,14 +50,14 @@ test-lab: $(STAMP) ## launch and stop through a real sshd, which root gets from 
 	scripts/install_sshd.sh
 	$(BIN)/python -m pytest -m lab
 
-run: $(STAMP) ## one peer until Ctrl-C: PORT=8001 BOOT=host:8000, or BOOT=auto on a LAN [DATA= DATA_DIR= SHARD=1/10 MODEL= STATE= ARGS=]
+run: $(STAMP) ## one peer until Ctrl-C: PORT=8001 BOOT=host:8000, or BOOT=auto on a LAN [DATA= DATA_DIR= SHARD=1/10 MODEL= TAGS= STATE= ARGS=]
 	@$(SCRIPTS) run --port=$(call quoted,$(PORT)) $(call option,boot,BOOT) $(call option,shard,SHARD) \
 		$(call option,state,STATE) $(PEER)
 
 demo: $(STAMP) ## a small network learns in front of you, in about a minute: [SECONDS=40 OUT=]
 	@$(SCRIPTS) demo $(call option,out,OUT) $(call option,seconds,SECONDS)
 
-launch: $(STAMP) ## start peers over ssh, each booted to the one before: HOSTS=hosts.txt [BOOT=host:8000|auto DATA= MODEL= ARGS=]
+launch: $(STAMP) ## start peers over ssh, each booted to the one before: HOSTS=hosts.txt [BOOT=host:8000|auto DATA= MODEL= TAGS= ARGS=]
 	@$(SCRIPTS) launch $(call option,hosts,HOSTS) $(call option,boot,BOOT) $(PEER)
 
 stop: $(STAMP) ## end the peers that make launch started: HOSTS=hosts.txt

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from p2pfl_net import config
-
 EPILOG = """exit codes: 0 done; 1 a fault of this program; 2 wrong usage; 3 the state directory cannot be used
 (in use, read-only, full, another host's); 4 no boot peer answered; 5 the port is taken or not allowed;
 6 multicast DNS does not work here (--boot auto); 7 the key is damaged; 8 a model could not be fetched"""
@@ -50,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     status = command("status", _status, "Show what a peer is doing: processes, network, model, last round.")
     for reader in (peers, status):
         reader.add_argument("--state", type=Path, required=True, metavar="DIR", help="the peer's directory")
+    peers.add_argument(
+        "--tag", action="append", default=[], metavar="TAG", help="only peers with this tag; repeatable"
+    )
     get = command("get", _get, "Fetch a peer's published model without joining; a broken download resumes.")
     get.add_argument("address", metavar="HOST:PORT", help="any peer's address")
     get.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
@@ -80,6 +81,14 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     add("--state", type=Path, metavar="DIR", help="state directory (state/PORT)")
     add("--host", default="::", metavar="IP", help="interface to listen on (::, which is all)")
     add("--advertise", metavar="HOST:PORT", help="announce this address instead of learned ones")
+    add(
+        "--tags",
+        action="append",
+        default=[],
+        metavar="TAG,...",
+        help="what this peer trains for, as vision,mnist: it collects only from peers of its task that have "
+        "all of its tags (none: from all of its task); repeatable",
+    )
     add("--max-model-gb", type=_seconds, default=1000.0, metavar="GB", help="refuse larger models (1000)")
     add("--drain", type=_seconds, default=5.0, metavar="S", help="let uploads finish at a stop (5)")
 
@@ -95,6 +104,7 @@ _seconds.__name__ = "positive number"  # argparse names the type in its message
 
 
 def _serve(options: argparse.Namespace) -> None:
+    from p2pfl_net import config
     from p2pfl_net.rpc import allocator
     from p2pfl_net.runtime.supervisor import Daemon
 
@@ -107,6 +117,7 @@ def _serve(options: argparse.Namespace) -> None:
             boot=options.boot,
             boot_timeout_s=options.boot_timeout,
             advertise=options.advertise,
+            tags=options.tags,
             max_model_bytes=int(options.max_model_gb * 1e9),
             drain_s=options.drain,
         ),
@@ -116,9 +127,14 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _peers(options: argparse.Namespace) -> None:
     from p2pfl_net import views
-    from p2pfl_net.inspect import read_peers
+    from p2pfl_net.inspect import read_peers, with_tags
 
-    views.show_peers(read_peers(options.state), as_json=options.json)
+    tags: tuple[str, ...] = ()
+    if options.tag:
+        from p2pfl_net import config
+
+        tags = config.parse_tags("--tag", options.tag)
+    views.show_peers(with_tags(read_peers(options.state), tags), as_json=options.json)
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -129,7 +145,7 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _get(options: argparse.Namespace) -> None:
-    from p2pfl_net import get, views
+    from p2pfl_net import config, get, views
     from p2pfl_net.rpc import allocator
 
     allocator.tune()

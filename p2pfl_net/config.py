@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from p2pfl_net.core import ids
 from p2pfl_net.core.ids import Address, is_unicast, parse_address, parse_ip
 from p2pfl_net.core.params import Params
 from p2pfl_net.errors import UsageError
@@ -27,6 +28,8 @@ class ServeConfig:
     """Find more boot peers on the LAN."""
     boot_timeout_s: float = 60.0
     advertise: Address | None = None
+    tags: tuple[str, ...] = ()
+    """What this peer trains for, in its operator's words."""
     max_model_bytes: int = 1 << 40
     drain_s: float = 5.0
     params: Params = field(default_factory=Params)
@@ -40,6 +43,7 @@ def serve_config(
     boot: list[str],
     boot_timeout_s: float,
     advertise: str | None,
+    tags: list[str],
     max_model_bytes: int,
     drain_s: float,
 ) -> ServeConfig:
@@ -55,6 +59,7 @@ def serve_config(
         discover=asks_for_discovery(boot),
         boot_timeout_s=boot_timeout_s,
         advertise=parse_advertise(advertise),
+        tags=parse_tags("--tags", tags),
         max_model_bytes=max_model_bytes,
         drain_s=drain_s,
     )
@@ -80,16 +85,16 @@ def parse_host(text: str) -> str:
 def parse_boot(texts: list[str]) -> tuple[Address, ...]:
     """Boot addresses, each `HOST:PORT`, several also separated by commas; `auto` is passed over. Raises
     `UsageError`."""
-    named = (text for text in _boot_words(texts) if text not in ("", AUTO))
+    named = (text for text in _words(texts) if text not in ("", AUTO))
     return tuple(dict.fromkeys(_address("--boot", text) for text in named))
 
 
 def asks_for_discovery(texts: list[str]) -> bool:
     """Whether `auto` is among the boot addresses."""
-    return AUTO in _boot_words(texts)
+    return AUTO in _words(texts)
 
 
-def _boot_words(texts: list[str]) -> list[str]:
+def _words(texts: list[str]) -> list[str]:
     return [text.strip() for text in ",".join(texts).split(",")]
 
 
@@ -102,6 +107,14 @@ def parse_advertise(text: str | None) -> Address | None:
     if literal is not None and not is_unicast(literal):
         raise UsageError(f"--advertise {text!r}: give an address at which other peers reach this one")
     return address
+
+
+def parse_tags(option: str, texts: list[str]) -> tuple[str, ...]:
+    """Tags, several also separated by commas. Raises `UsageError`."""
+    try:
+        return ids.parse_tags(word for word in _words(texts) if word)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
 
 
 def _address(option: str, text: str) -> Address:

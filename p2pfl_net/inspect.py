@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from p2pfl_state import atomic, lock, markers
+from p2pfl_state import atomic
 from p2pfl_state.errors import DirectoryUnusable, MalformedFile
 from p2pfl_state.fields import parse_object
 from p2pfl_state.layout import StateDir
@@ -34,13 +35,28 @@ def read_peers(root: Path) -> dict[str, Any]:
     return value
 
 
+def with_tags(value: dict[str, Any], tags: Iterable[str]) -> dict[str, Any]:
+    """A peer list of those peers that have all of `tags`."""
+    wanted = set(tags)
+    return {**value, "peers": [entry for entry in value["peers"] if wanted <= _tags(entry)]}
+
+
+def _tags(entry: dict[str, Any]) -> set[str]:
+    tags = entry.get("tags")
+    return {tag for tag in tags if isinstance(tag, str)} if isinstance(tags, list) else set()
+
+
 def read_status(root: Path) -> dict[str, Any]:
     """What can be said of a peer from its directory. Raises `StateError`."""
+    from p2pfl_state import lock, markers  # half of the time that `peers` takes, which needs neither
+
     state = StateDir(root)
     if atomic.read_bounded(state.home, MAX_HOME_BYTES) is None:
         raise DirectoryUnusable(f"{root} is not a peer's state directory: give the --state of one")
     daemon_runs = lock.is_held(state.daemon_lock)
     boot = markers.read_boot_done(state) if daemon_runs else None
+    listed = _listed(root)
+    network = _object(listed.get("network"))
     return {
         "state": str(root),
         "daemon": "running" if daemon_runs else "stopped",
@@ -48,21 +64,30 @@ def read_status(root: Path) -> dict[str, Any]:
         "network": "up" if boot is not None else "down",
         "peer_id": None if boot is None else boot.peer_id,
         "address": None if boot is None else boot.address,
-        "peers": _count_peers(root),
+        "peers": len(listed["peers"]) if listed else None,
+        "health": network.get("health"),
+        "counters": _object(network.get("counters")),
         "model": _published(state),
         "last_round": _last_round(state),
         "recent_events": list(deque(atomic.read_json_lines(state.events), maxlen=RECENT_EVENTS)),
     }
 
 
-def _count_peers(root: Path) -> int | None:
+def _listed(root: Path) -> dict[str, Any]:
+    """The peer list; empty when there is none, or a damaged one."""
     try:
-        return len(read_peers(root)["peers"])
+        return read_peers(root)
     except (DirectoryUnusable, MalformedFile):
-        return None
+        return {}
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _last_round(state: StateDir) -> dict[str, Any] | None:
+    from p2pfl_state import markers
+
     try:
         answer = markers.read_answer(state)
     except MalformedFile as error:  # as after a crash of the machine: the next round replaces it

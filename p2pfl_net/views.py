@@ -1,4 +1,7 @@
-"""What the commands print: tables for people, JSON for programs. rich is imported only for tables."""
+"""What the commands print: columns for people, JSON for programs.
+
+rich is imported only for a bar: it takes as long as all the rest of `peers`, which people watch.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +18,49 @@ if TYPE_CHECKING:
 
 MAX_EVENT = 110
 """Characters of one event in a line for people; `--json` has all of it."""
+NOTHING = "-"
+BOTH_WAYS = {"_sent": "sent", "_asked": "sent", "_received": "received"}
+"""How counters of what goes both ways end, and which way that is."""
 
 
 def show_peers(value: Mapping[str, Any], *, as_json: bool) -> None:
-    """One row a peer: id, address, state, model version, when it was last heard directly."""
+    """One row a peer, in columns: to be looked at again and again while a network runs."""
     if as_json:
         _print(json.dumps(value))
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     me = value["self"]
-    table = Table(title=escape(f"peers of {str(me.get('id'))[:16]} at {me.get('address')}"))
-    for column in ("peer", "address", "state", "version", "last seen"):
-        table.add_column(column)
-    for peer in value["peers"]:
-        version = peer.get("version") or "-"
-        cells = (str(peer.get("id"))[:16], peer.get("address"), peer.get("state"), version)
-        table.add_row(*(escape(str(cell)) for cell in cells), _ago(peer.get("last_seen")))
-    Console().print(table)
+    tags = _tags(me)
+    of_tags = "" if tags == NOTHING else f", tags {tags}"
+    _print(_printable(f"peer {_start(me.get('id'), 16)} at {me.get('address')}{of_tags}"))
+    header = ("peer", "address", "state", "rtt", "seen", "version", "task", "tags")
+    rows = [header, *(_cells(peer) for peer in value["peers"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    for row in rows:
+        _print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cells(peer: Mapping[str, Any]) -> tuple[str, ...]:
+    rtt_ms, seen = peer.get("rtt_ms"), peer.get("last_seen")
+    cells = (
+        _start(peer.get("id"), 16),
+        str(peer.get("address")),
+        str(peer.get("state")),
+        f"{rtt_ms:.1f} ms" if isinstance(rtt_ms, int | float) else NOTHING,
+        f"{max(0.0, time.time() - seen):.0f} s ago" if isinstance(seen, int | float) else "heard of",
+        str(peer.get("version") or NOTHING),
+        _start(peer.get("task"), 8),
+        _tags(peer),
+    )
+    return tuple(_printable(cell) for cell in cells)
+
+
+def _start(digest: object, characters: int) -> str:
+    return NOTHING if digest is None else str(digest)[:characters]
+
+
+def _tags(peer: Mapping[str, Any]) -> str:
+    tags = peer.get("tags")
+    return ",".join(map(str, tags)) if isinstance(tags, list) and tags else NOTHING
 
 
 def show_status(value: Mapping[str, Any], *, as_json: bool) -> None:
@@ -46,11 +72,14 @@ def show_status(value: Mapping[str, Any], *, as_json: bool) -> None:
         if name == "recent_events":
             for event in fact:
                 _print(f"event        {_event(event)}")
+        elif name == "counters":
+            for line in _counters(fact):
+                _print(f"counters     {line}")
         elif isinstance(fact, Mapping):
             inner = ", ".join(f"{key} {_short(item)}" for key, item in fact.items() if item not in (None, {}))
             _print(f"{name:<12} {inner}")
         else:
-            _print(f"{name:<12} {'-' if fact is None else fact}")
+            _print(f"{name:<12} {NOTHING if fact is None else fact}")
 
 
 def show_fetched(header: ModelHeader, target: Path, *, as_json: bool) -> None:
@@ -88,8 +117,26 @@ def _print(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
-def _ago(seen: object) -> str:
-    return f"{max(0.0, time.time() - seen):.0f} s ago" if isinstance(seen, int | float) else "heard of"
+def _counters(counters: Mapping[str, Any]) -> list[str]:
+    """Two lines: what went both ways, and what happened."""
+    messages: dict[str, dict[str, object]] = {}
+    happened = []
+    for name, number in counters.items():
+        what, way = _way(name)
+        if way is None:
+            happened.append(f"{name.replace('_', ' ')} {_short(number)}")
+        else:
+            messages.setdefault(what, {})[way] = number
+    both = [f"{what} {_short(ways)}" for what, ways in messages.items()]
+    return [_printable(line) for line in (", ".join(both), ", ".join(happened)) if line]
+
+
+def _way(counter: str) -> tuple[str, str | None]:
+    """Of what it is a number, and whether of those sent or received; None: of neither."""
+    for ending, way in BOTH_WAYS.items():
+        if counter.endswith(ending):
+            return counter.removesuffix(ending), way
+    return counter, None
 
 
 def _event(event: Mapping[str, Any]) -> str:
@@ -98,8 +145,12 @@ def _event(event: Mapping[str, Any]) -> str:
     clock = time.strftime("%H:%M:%S", time.localtime(at)) if isinstance(at, int | float) else "?"
     fields = [f"{key} {_short(item)}" for key, item in event.items() if key not in ("time", "event")]
     text = f"{clock} {event.get('event')}: {', '.join(fields)}"
-    line = "".join(character if character.isprintable() else "?" for character in text)
+    line = _printable(text)
     return line if len(line) <= MAX_EVENT else f"{line[: MAX_EVENT - 1]}…"
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _short(item: object) -> str:

@@ -84,18 +84,28 @@ class _Outstanding:
     checked_at_s: float | None = None
 
 
-def peers_of_other_tasks(state: StateDir, task: str) -> int:
-    """How many live peers publish a model of another task, by `peers.json`; 0 where it cannot be read."""
+def peers_that_differ(state: StateDir, task: str) -> tuple[int, int]:
+    """How many live peers publish a model of another task, and how many one of `task` without all tags of
+    this peer, by `peers.json`; 0 where it cannot be read."""
     try:
         data = read_bounded(state.peers, MAX_PEERS_BYTES)
-        listed = None if data is None else parse_object(data, "peers.json").get("peers")
+        value = {} if data is None else parse_object(data, "peers.json")
     except StateError:
-        return 0
-    others = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    return sum(
-        entry.get("published") is True and entry.get("task") != task and entry.get("state") == "alive"
-        for entry in others
-    )
+        return 0, 0
+    listed, me = value.get("peers"), value.get("self")
+    serving = [
+        entry
+        for entry in (listed if isinstance(listed, list) else [])
+        if isinstance(entry, dict) and entry.get("published") is True and entry.get("state") == "alive"
+    ]
+    of_task = [entry for entry in serving if entry.get("task") == task]
+    wanted = _tags(me) if isinstance(me, dict) else set()
+    return len(serving) - len(of_task), sum(not wanted <= _tags(entry) for entry in of_task)
+
+
+def _tags(entry: dict[str, object]) -> set[str]:
+    tags = entry.get("tags")
+    return {tag for tag in tags if isinstance(tag, str)} if isinstance(tags, list) else set()
 
 
 def sound(read: Callable[[StateDir], Marker | None], state: StateDir) -> Marker | None:

@@ -26,7 +26,7 @@ from p2pfl_train.batches import fixed_part, size_of
 from p2pfl_train.config import RunOptions
 from p2pfl_train.errors import WeightsRefused
 from p2pfl_train.evaluate import Evaluation, Schedule, evaluate
-from p2pfl_train.exchange import LATE_S, Exchange, Outcome, Wish, next_round, peers_of_other_tasks
+from p2pfl_train.exchange import LATE_S, Exchange, Outcome, Wish, next_round, peers_that_differ
 from p2pfl_train.learner import Learner
 from p2pfl_train.pace import Lead, Pace
 from p2pfl_train.report import CycleRecord, Report
@@ -260,9 +260,14 @@ class Loop:
         answer = outcome.answer
         if self._told_of_others or answer is None or answer.candidates or not answer.peers:
             return
-        others = peers_of_other_tasks(self._learner.state, self._learner.counters.task)
-        if others:
-            self._told_of_others = True
+        others, untagged = peers_that_differ(self._learner.state, self._learner.counters.task)
+        self._told_of_others = bool(others or untagged)
+        if untagged:
+            self._report.say(
+                f"nothing to average: {untagged} peers train this task, but none has all tags of this one: "
+                "give the daemons that belong together the same --tags"
+            )
+        elif others:
             self._report.say(
                 f"nothing to average: {others} peers are here and train another task: their model, classes, "
                 "order of classes, input size, channels or scaling differ from what stands above; use the "

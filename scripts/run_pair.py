@@ -40,6 +40,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     add("--data-dir", metavar="DIR", help="where data sets known by name are kept")
     add("--shard", metavar="K/N", help="this peer's part of the data, as 3/10")
     add("--model", help="as for p2pfl-train run")
+    add("--tags", default="", metavar="TAG,...", help="as for p2pfl-net serve")
     add("--args", default="", help="more options for p2pfl-train run, in one text")
     add("--net-args", default="", help="more options for p2pfl-net serve, in one text")
     return parser
@@ -54,6 +55,8 @@ def pair_options(options: argparse.Namespace) -> pairs.PairOptions:
     net = ["--port", str(port), "--host", config.parse_host(options.host)]
     if options.boot:
         net += ["--boot", options.boot]
+    if config.parse_tags("--tags", [options.tags]):
+        net += ["--tags", options.tags]
     train = [] if options.data == RECEIVE_ONLY else ["--data", options.data]
     for option, value in (
         ("--data-dir", options.data_dir),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from p2pfl_state import atomic, lock, markers
@@ -49,11 +50,13 @@ def peers_value(peers: PeerList, model_version: int, wall_time: Callable[[float]
             {
                 **_record_value(view.record),
                 "last_seen": None if view.last_seen is None else round(wall_time(view.last_seen), 3),
+                "rtt_ms": None if view.rtt_s is None else round(view.rtt_s * 1e3, 3),
                 "version": view.model_version,
                 "offences": view.offences,
             }
             for view in peers.peers
         ],
+        "network": {"health": peers.health, "counters": asdict(peers.counters)},
     }
 
 
@@ -65,6 +68,7 @@ def _record_value(record: Record) -> dict[str, Any]:
         "addresses": [str(address) for address in record.addresses],
         "task": record.task,
         "published": record.published,
+        "tags": list(record.tags),
     }
 
 

@@ -79,7 +79,7 @@ class Daemon:
         reach = Reachability(port, hosts, advertise, config.params.max_addresses)
         seed = random.Random(secrets.randbits(128))
         incarnation = int(time.time())
-        node = Node(me, reach, incarnation, config.params, seed)
+        node = Node(me, reach, incarnation, config.params, seed, config.tags)
         rounds = RoundFiles(self._state, models, config.max_model_bytes)
         driver = Driver(node, calls, rounds, self)
         self._booting = Booting(config, remembered_addresses(self._state), driver, self.note)

@@ -22,7 +22,7 @@ def test_each_line_is_a_peer_with_its_shard() -> None:
         "",
         "lab1",
         "ann@lab2:2222 port=8001 dir=~/p2pfl-b 'args=--local-steps 20 --fan-out 8'  # the slow one",
-        "[fd00::3] data=mnist shard=none address=lab3.example:9000",
+        "[fd00::3] data=mnist shard=none address=lab3.example:9000 tags=vision,mnist",
     ]
     first, second, third = parse_hosts(lines, {"data": "digits"}, "hosts.txt")
     assert (first.target, first.ssh_port, first.port, first.folder) == ("lab1", None, 8000, "~/p2pfl")
@@ -30,7 +30,8 @@ def test_each_line_is_a_peer_with_its_shard() -> None:
     assert (second.target, second.ssh_port, second.shard) == ("ann@lab2", 2222, "2/3")
     assert second.options == {"data": "digits", "args": "--local-steps 20 --fan-out 8"}
     assert (third.target, third.address, third.shard) == ("fd00::3", "lab3.example:9000", None)
-    assert third.options == {"data": "mnist"}
+    assert third.options == {"data": "mnist", "tags": "vision,mnist"}
+    assert start_words(third, "")[-1] == "--tags=vision,mnist"
     assert start_words(second, "lab1:8000") == [
         "start",
         "--state=state/lab2-8001",

@@ -251,6 +251,16 @@ def test_peers_that_cannot_be_averaged_say_so(processes: Processes, tmp_path: Pa
     assert trainers[0].output().count("nothing to average") == 1
 
 
+def test_peers_without_each_others_tags_say_so(processes: Processes, tmp_path: Path) -> None:
+    first = processes.start_daemon(tmp_path / "first", "--tags", "digits,lab-1")
+    second = processes.start_daemon(tmp_path / "second", "--tags", "digits,lab-2", boot=[first.address])
+    trainers = [processes.start_trainer(peer.state.root, *DIGITS) for peer in (first, second)]
+    for trainer in trainers:
+        trainer.wait_output("nothing to average: 1 peers train this task, but none has all tags of this one")
+    assert [trainer.stop() for trainer in trainers] == [0, 0]
+    assert trainers[0].output().count("nothing to average") == 1
+
+
 def test_code_from_the_network_is_laid_down_to_be_read(processes: Processes, tmp_path: Path) -> None:
     first, second = chain(processes, tmp_path, 2)
     source = (

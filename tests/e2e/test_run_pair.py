@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -127,8 +128,10 @@ def test_killed_itself_it_leaves_no_process(processes: Processes, tmp_path: Path
 
 def test_a_finished_trainer_ends_the_pair_with_0(processes: Processes, tmp_path: Path) -> None:
     state = StateDir(tmp_path / "peer")
-    pair = start_pair(processes, state.root, *SMALL, "--args", "--cycles 3 --local-steps 2")
+    options = ("--tags", "vision,digits", "--args", "--cycles 3 --local-steps 2")
+    pair = start_pair(processes, state.root, *SMALL, *options)
     assert pair.wait() == 0
+    assert json.loads(state.peers.read_bytes())["self"]["tags"] == ["digits", "vision"]
     assert "stopped after cycle 3," in pair.output()
     assert nothing_runs(state)
     assert not state.boot_done.exists()
@@ -163,6 +166,7 @@ def test_two_pairs_learn_from_each_other(processes: Processes, tmp_path: Path) -
         (["--port", "0"], 2, "PORT=0 needs STATE=DIR"),
         (["--port", "8001", "--boot", "lab1"], 2, "'lab1' is not HOST:PORT"),
         (["--port", "8001", "--args", "'open"], 2, "--args"),
+        (["--port", "8001", "--tags", "vision,MNIST"], 2, "--tags: tag 'MNIST'"),
         (["--port", "8001", "--no-such-option"], 2, "--no-such-option; see --help"),
     ],
 )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from p2pfl_net.core.counters import Counters
+from tests.processes import PATIENCE_S, wait_for
 from tests.rpc.fake_trainer import FakeTrainer, damage
-from tests.rpc.model_files import make_model, publish
+from tests.rpc.model_files import TASK, make_model, publish
 from tests.rpc.peers import Network, Peer, run_command
 
 MARKUP = b'{"peers": [{"id": "[/x]", "address": "[/y]"}], "self": {"address": "[/z]"}}'
@@ -65,6 +70,72 @@ def test_the_status_of_a_running_and_of_a_stopped_peer(network: Network) -> None
     second.kill()  # its marker stays, and means nothing
     assert second.boot_done() is not None
     assert (told("status", second)["daemon"], told("status", second)["network"]) == ("stopped", "down")
+
+
+def test_what_is_known_of_each_peer_is_shown(network: Network) -> None:
+    first, second, third = network.chain(3)
+    publish(second.state, make_model(1, 1000, version=7))
+
+    def entry_of(peer: Peer) -> dict[str, Any]:
+        [entry] = [entry for entry in told("peers", first)["peers"] if entry["id"] == peer.peer_id]  # type: ignore[attr-defined]
+        return dict(entry)
+
+    wait_for(
+        lambda: entry_of(second)["version"] == 7 and all(entry_of(p)["rtt_ms"] for p in (second, third)),
+        what="calls to both peers, and the version",
+    )
+    entry = entry_of(second)
+    assert (entry["state"], entry["tags"], entry["task"]) == ("alive", [], TASK.digest)
+    assert 0 < entry["rtt_ms"] < 1e3 * PATIENCE_S
+    _, header, *rows = run_command("peers", "--state", first.state.root).stdout.splitlines()
+    assert header.split() == ["peer", "address", "state", "rtt", "seen", "version", "task", "tags"]
+    [row] = [row.split() for row in rows if row.startswith(second.peer_id[:16])]
+    assert row[1:3] == [second.address, "alive"]
+    assert row[4:5] + row[-3:] == ["ms", "7", TASK.digest[:8], "-"]
+    assert len(rows) == 2
+
+
+def test_a_peer_list_of_an_earlier_version_is_shown(network: Network) -> None:
+    peer = network.start()
+    peer.kill()
+    address = "10.0.0.1:8000"
+    listed = {"id": "ab" * 32, "address": address, "state": "alive", "task": None}
+    peer.state.peers.write_text(json.dumps({"contract": 1, "self": {"id": None}, "peers": [listed]}))
+    assert address in run_command("peers", "--state", peer.state.root).stdout.splitlines()[2]
+    assert ids(told("peers", peer)) == [listed["id"]]
+    status = told("status", peer)
+    assert (status["peers"], status["health"], status["counters"]) == (1, None, {})
+    assert run_command("status", "--state", peer.state.root).returncode == 0
+
+
+def test_what_the_network_has_cost_is_counted(network: Network) -> None:
+    first, second = network.chain(2)
+
+    def counters() -> dict[str, int]:
+        found = told("status", first)["counters"]
+        assert isinstance(found, dict)
+        return found
+
+    wait_for(lambda: counters()["pings_sent"] >= 2 and counters()["pings_received"] >= 2, what="pings")
+    assert counters()["exchanges_received"] >= 1
+    assert set(counters()) == {field.name for field in fields(Counters)}
+    assert isinstance(told("status", first)["health"], int)
+    shown = run_command("status", "--state", first.state.root).stdout.splitlines()
+    sent, happened = (line for line in shown if line.startswith("counters "))
+    assert "pings sent " in sent
+    assert "relays sent " in sent
+    assert "refutations " in happened
+    second.kill()
+    first.wait_event("peer_lost", peer=second.peer_id)
+    wait_for(lambda: counters()["deaths"] == 1, what="the death being counted")
+    assert counters()["suspicions"] >= 1
+
+
+def test_to_look_at_peers_costs_little() -> None:
+    """People watch it: what only other commands need is not loaded."""
+    line = "import sys; from p2pfl_net import cli, inspect, views; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True)
+    assert not {"rich", "filelock", "grpc", "google.protobuf"} & set(loaded.stdout.split())
 
 
 def test_the_status_of_a_peer_with_a_damaged_model(network: Network) -> None:
