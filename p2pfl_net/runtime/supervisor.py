@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import random
 import secrets
@@ -12,17 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import ifaddr
 from p2pfl_state import atomic, home, lock, markers
 from p2pfl_state.errors import StateError
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Manifest
 
 from p2pfl_net.config import ServeConfig
-from p2pfl_net.core.events import ModelPublished, Stop
+from p2pfl_net.core.events import InterfacesChanged, ModelPublished, Stop
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.core.node import Node, PeerList
-from p2pfl_net.core.reachability import LOOPBACK, Reachability
+from p2pfl_net.core.reachability import Reachability
 from p2pfl_net.errors import BootFailed, PeerFailed, UsageError
 from p2pfl_net.rpc.client import MembershipClient, resolve
 from p2pfl_net.rpc.fetching import ModelClient
@@ -30,6 +28,7 @@ from p2pfl_net.rpc.server import Server
 from p2pfl_net.runtime import identity
 from p2pfl_net.runtime.booting import Booting
 from p2pfl_net.runtime.driver import Driver
+from p2pfl_net.runtime.interfaces import InterfaceWatch, listening_hosts
 from p2pfl_net.runtime.published import PublishedModel
 from p2pfl_net.runtime.rounds import RoundFiles
 from p2pfl_net.runtime.statedir import EventLog, TrainerWatch, peers_value, remembered_addresses
@@ -85,6 +84,9 @@ class Daemon:
         self._booting = Booting(config, remembered_addresses(self._state), driver, self.note)
         self._booting.open(me, hosts, port, advertise)
         self._server = server
+        self._interfaces = InterfaceWatch(
+            config.host, hosts, lambda found: driver.post(InterfacesChanged(found))
+        )
         self._watch = TrainerWatch(
             self._state,
             self._published,
@@ -102,6 +104,7 @@ class Daemon:
             finally:
                 atomic.remove(self._state.boot_done)
                 self._booting.close()
+                self._interfaces.close()
                 self._watch.close()
                 driver.close()
                 server.stop(config.drain_s)
@@ -123,6 +126,7 @@ class Daemon:
         self._say(f"peer {me[:16]} listens on {config.host} port {port}, state {self._state.root}")
         self.note("started", {"peer": me, "port": port, "pid": os.getpid(), "instance": self._instance})
         self._booting.start()
+        self._interfaces.start()
 
     def _damage_found(self, driver: Driver, reason: str) -> None:
         """From the watch's thread, which must not end by a full disk: the driver's ends the daemon."""
@@ -166,23 +170,6 @@ class Daemon:
 
     def note(self, event: str, fields: dict[str, object]) -> None:
         self._log.append(event, fields)
-
-
-def listening_hosts(host: str) -> tuple[str, ...]:
-    """The addresses at which a server on `host` can be reached: of all interfaces for a wildcard."""
-    wildcard = ipaddress.ip_address(host)
-    if not wildcard.is_unspecified:
-        return (host,)
-    hosts = []
-    for adapter in ifaddr.get_adapters():
-        for ip in adapter.ips:
-            address = ipaddress.ip_address(ip.ip if isinstance(ip.ip, str) else ip.ip[0])
-            # Of IPv6, link-local addresses mean nothing without the name of an interface.
-            zoned = address.is_link_local and address.version == 6
-            if not zoned and address.version <= wildcard.version:
-                hosts.append(address)
-    hosts = hosts or [ipaddress.ip_address(LOOPBACK)]  # no interface is up
-    return tuple(str(address) for address in sorted(dict.fromkeys(hosts), key=lambda a: a.version))
 
 
 def _resolved(address: Address) -> Address:

@@ -73,6 +73,37 @@ def test_a_restarted_first_peer_finds_its_network_again(network: Network) -> Non
     wait_complete(peers)
 
 
+def test_a_peer_that_comes_back_at_another_port_is_known_there_only(network: Network) -> None:
+    """Through whom it knew, for its boot peer is gone too."""
+    first, second, third, moved = network.chain(4)
+    identity, old = moved.peer_id, moved.address
+    moved.kill()
+    third.kill()
+    wait_complete([first, second])
+    moved.start("--port", "0", boot=third)
+    assert (moved.peer_id, moved.address != old) == (identity, True)
+    peers = [first, second, moved]
+    wait_complete(peers)
+    for peer in (first, second):
+        [entry] = [entry for entry in peer.peers_file()["peers"] if entry["id"] == identity]
+        assert (entry["address"], entry["addresses"]) == (moved.address, [moved.address])
+
+
+def test_a_peer_that_comes_back_elsewhere_before_it_is_missed_has_moved(network: Network) -> None:
+    first, second, moved = network.chain(3)
+    moved.kill()
+    moved.start("--port", "0", boot=first)
+    for peer in (first, second):
+        wait_for(
+            lambda peer=peer: (
+                [moved.address]  # type: ignore[misc]
+                in [entry["addresses"] for entry in peer.peers_file()["peers"]]
+            ),
+            what="the new address",
+        )
+    wait_complete([first, second, moved])
+
+
 def test_a_first_peer_stands_alone_when_all_whom_it_remembers_are_frozen(network: Network) -> None:
     first, *others = network.chain(5)
     first.kill()

@@ -6,7 +6,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from p2pfl_net.core.ids import parse_address
+from p2pfl_net.core.ids import Address, parse_address
+from tests.processes import wait_for
 from tests.rpc.fake_trainer import FakeTrainer
 from tests.rpc.machines import Machine
 from tests.rpc.model_files import make_model, publish
@@ -53,6 +54,49 @@ def assert_no_loopback(peer: Peer, others: tuple[Peer, ...]) -> None:
     for entry in entries:
         assert entry["addresses"]
         assert not any(parse_address(address).is_loopback for address in entry["addresses"])
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_machine_whose_address_changes_is_reached_at_the_new_one(
+    network: Network, machines: tuple[Machine, Machine], family: int
+) -> None:
+    """While its daemon runs, and is never lost."""
+    first, second = machines
+    a, b = network.peer("a", first.prefix), network.peer("b", first.prefix)
+    moved = network.peer("moved", second.prefix)
+    beyond = first.address(family)
+    a.start(host="::")
+    b.start("--boot", f"localhost:{a.port}", host="::")
+    moved.start("--boot", str(Address(beyond, a.port)), host="::")
+    peers = [a, b, moved]
+    wait_complete(peers)
+    old, new = second.address(family), f"{second.address(family)}0"
+    prefix = 24 if family == 4 else 64
+    second.run("ip", "address", "del", f"{old}/{prefix}", "dev", "cable")
+    second.run("ip", "address", "add", f"{new}/{prefix}", "dev", "cable", *(["nodad"] if family == 6 else []))
+    moved.wait_event("interfaces_changed")
+    addresses = [str(Address(host, moved.port)) for host in (new, second.address(10 - family))]
+
+    def seen_by(peer: Peer) -> set[str]:
+        entries = peer.peers_file()["peers"]
+        return {
+            address for entry in entries if entry["id"] == moved.peer_id for address in entry["addresses"]
+        }
+
+    for peer in (a, b):
+        wait_for(
+            lambda peer=peer: seen_by(peer) == set(addresses),  # type: ignore[misc]
+            what=f"{peer.state.root} listing the new address and no more",
+        )
+    model = publish(moved.state, make_model(1, 1000))
+    for peer in (a, b):
+        peer.wait_published([moved.peer_id])
+        with FakeTrainer(peer.state) as trainer:
+            answer = trainer.ask()
+        assert [fetched.file_digest for fetched in answer.models] == [model.digest]
+        assert not peer.events("peer_lost")
+    wait_complete(peers)
+    assert all(seen_by(peer) == set(addresses) for peer in (a, b))
 
 
 def test_a_machine_that_is_cut_off_is_forgotten_and_back_after_a_restart(
