@@ -16,7 +16,13 @@ from p2pfl_net.core.events import Discovered, Start
 from p2pfl_net.core.ids import Address, PeerId, is_loopback
 from p2pfl_net.errors import DiscoveryFailed
 from p2pfl_net.runtime.driver import Driver
-from p2pfl_net.wire.announcement import MAX_ADDRESSES, Announcement, boot_order, can_be_told
+from p2pfl_net.wire.announcement import (
+    MAX_ADDRESSES,
+    MAX_BOOT_ADDRESSES,
+    Announcement,
+    boot_order,
+    can_be_told,
+)
 
 if TYPE_CHECKING:
     from p2pfl_net.runtime.discovery import Discovery
@@ -43,19 +49,19 @@ class Booting:
         self._note = note
         self._discovery: Discovery | None = None
         self._failure: DiscoveryFailed | None = None
+        self._has_booted = False
         self.found: tuple[Address, ...] = ()
         """On the LAN, before this peer booted."""
 
     def open(self, me: PeerId, hosts: tuple[str, ...], port: int, advertise: Address | None) -> None:
         """Prepares what `--boot auto` needs. Raises `DiscoveryFailed` where no boot peer is named besides."""
+        self._me = me
+        self._port = port
+        self._advertise = advertise
         if not self._config.discover:
             return
-        from p2pfl_net.runtime.discovery import Discovery
-
         try:
-            told = hosts_to_tell(self._config.host, hosts)
-            addresses = tuple(Address(host, port) for host in told[:MAX_ADDRESSES])
-            self._discovery = Discovery(Announcement(me, (advertise,) if advertise else addresses), told)
+            self._discovery = self._discover(hosts)
         except DiscoveryFailed as error:
             if not self._config.boot:
                 raise
@@ -70,23 +76,49 @@ class Booting:
         else:
             self._discovery.start(self)
 
+    def move(self, hosts: tuple[str, ...]) -> None:
+        """This peer is reached at `hosts` now: looks, and is found, on the interfaces that are there now."""
+        if not self._config.discover:
+            return
+        self.close()
+        try:
+            self._discovery = self._discover(hosts)
+        except DiscoveryFailed as error:
+            self._try_note("discovery_failed", {"reason": str(error)})
+            self.gathered(())
+        else:
+            self._discovery.start(self)
+
+    def _discover(self, hosts: tuple[str, ...]) -> Discovery:
+        from p2pfl_net.runtime.discovery import Discovery
+
+        told = hosts_to_tell(self._config.host, hosts)
+        addresses = tuple(Address(host, self._port) for host in told[:MAX_ADDRESSES])
+        me = Announcement(self._me, (self._advertise,) if self._advertise else addresses)
+        return Discovery(me, told)
+
     def close(self) -> None:
-        if self._discovery is not None:
-            self._discovery.close()
+        discovery, self._discovery = self._discovery, None
+        if discovery is not None:
+            discovery.close()
 
     # what the discovery tells ----------------------------------------------------------------------
 
     def gathered(self, peers: tuple[Announcement, ...]) -> None:
-        for peer in peers:
-            self._tell(peer)
+        if self._has_booted:  # before a move
+            return
+        self._has_booted = True
+        for peer in peers[:MAX_BOOT_ADDRESSES]:
+            addresses = [str(address) for address in peer.addresses]
+            self._try_note("discovered", {"peer": peer.peer_id, "addresses": addresses})
         self.found = boot_order(peers)
         others = dict.fromkeys((*self.found, *self._remembered))
         optional = tuple(address for address in others if address not in self._config.boot)
         self._driver.post(Start(self._config.boot, self._config.boot_timeout_s, optional))
 
     def discovered(self, peer: Announcement) -> None:
+        """No event: that such a peer has been reached is one."""
         if all(view.record.peer_id != peer.peer_id for view in self._driver.peers.peers):
-            self._tell(peer)
             self._driver.post(Discovered(peer.addresses[:ADDRESSES_TO_TRY]))
 
     def refused(self, reason: str) -> None:
@@ -94,10 +126,6 @@ class Booting:
 
     def discovery_crashed(self, error: Exception) -> None:
         self._driver.post_failure(error)
-
-    def _tell(self, peer: Announcement) -> None:
-        addresses = [str(address) for address in peer.addresses]
-        self._try_note("discovered", {"peer": peer.peer_id, "addresses": addresses})
 
     def _try_note(self, event: str, fields: dict[str, object]) -> None:
         """A full disk ends the daemon in the driver's thread, as everywhere."""

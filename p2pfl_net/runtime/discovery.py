@@ -84,6 +84,7 @@ class Discovery:
         self._first = asyncio.Event()
         self._settling: set[str] = set()
         self._complaints = 0
+        self._told: asyncio.Queue[AsyncServiceInfo] = asyncio.Queue(MAX_WAITING)
         self._queue: asyncio.Queue[str] = asyncio.Queue(MAX_WAITING)
         self._queued: set[str] = set()
         self._stopping = asyncio.Event()
@@ -139,7 +140,7 @@ class Discovery:
             self._zeroconf.zeroconf, SERVICE, handlers=[self._service_changed], question_type=QUESTION
         )
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work()) for work in (self._announce, self._gather)]
+            tasks = [group.create_task(work()) for work in (self._announce, self._gather, self._listen)]
             tasks += [group.create_task(self._look_up()) for _ in range(LOOKUPS)]
             await self._stopping.wait()
             for task in tasks:
@@ -174,9 +175,19 @@ class Discovery:
             return
         if state_change is zeroconf.ServiceStateChange.Removed:
             self._found.pop(name, None)
+            return
+        service = AsyncServiceInfo(SERVICE, name)
+        if service.load_from_cache(self._zeroconf.zeroconf):
+            if not self._told.full():
+                self._told.put_nowait(service)
         elif name not in self._queued and not self._queue.full():
             self._queued.add(name)
             self._queue.put_nowait(name)
+
+    async def _listen(self) -> None:
+        """Takes services that came with all that is asked of them: these never wait for a look-up."""
+        while True:
+            self._take(await self._told.get())
 
     async def _look_up(self) -> None:
         while True:
