@@ -79,7 +79,6 @@ class Discovery:
         """Opens the sockets on the interfaces with the IP literals `hosts`. Raises `DiscoveryFailed`."""
         self._me = me
         self._over_loopback = all(is_loopback(host) for host in hosts)
-        self._networks = networks_of(hosts)
         self._found: dict[str, Announcement] = {}
         self._first = asyncio.Event()
         self._settling: set[str] = set()
@@ -92,10 +91,16 @@ class Discovery:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="discovery")
         interfaces = [MULTICAST_LOOPBACK] if self._over_loopback else list(hosts)
         try:
+            self._networks = networks_of(hosts)
             self._zeroconf = self._worker.submit(self._runner.run, self._open(interfaces)).result()
-        except BaseException:
+        except BaseException as error:
             self._worker.submit(self._runner.close)
             self._worker.shutdown()
+            if isinstance(error, OSError):
+                raise DiscoveryFailed(
+                    f"--boot auto: cannot open UDP port 5353 for multicast DNS ({error.strerror or error}): "
+                    "stop the program that keeps it to itself, or name a peer, as --boot HOST:PORT"
+                ) from None
             raise
 
     def start(self, finder: Finder) -> None:
@@ -122,11 +127,6 @@ class Discovery:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         try:
             opened = AsyncZeroconf(interfaces=interfaces)
-        except OSError as error:
-            raise DiscoveryFailed(
-                f"--boot auto: cannot open UDP port 5353 for multicast DNS ({error.strerror or error}): stop "
-                "the program that keeps it to itself, or name a peer, as --boot HOST:PORT"
-            ) from None
         except RuntimeError as error:  # an interface that was there is gone
             raise _no_multicast(str(error)) from None
         await opened.zeroconf.async_wait_for_start()

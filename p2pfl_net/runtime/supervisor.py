@@ -84,9 +84,7 @@ class Daemon:
         self._booting = Booting(config, remembered_addresses(self._state), driver, self.note)
         self._booting.open(me, hosts, port, advertise)
         self._server = server
-        self._interfaces = InterfaceWatch(
-            config.host, hosts, lambda found: driver.post(InterfacesChanged(found))
-        )
+        self._interfaces = InterfaceWatch(config.host, hosts, lambda found: self._moved(driver, found))
         self._watch = TrainerWatch(
             self._state,
             self._published,
@@ -103,8 +101,8 @@ class Daemon:
                 raise
             finally:
                 atomic.remove(self._state.boot_done)
+                self._interfaces.close()  # before what it moves
                 self._booting.close()
-                self._interfaces.close()
                 self._watch.close()
                 driver.close()
                 server.stop(config.drain_s)
@@ -127,6 +125,10 @@ class Daemon:
         self.note("started", {"peer": me, "port": port, "pid": os.getpid(), "instance": self._instance})
         self._booting.start()
         self._interfaces.start()
+
+    def _moved(self, driver: Driver, hosts: tuple[str, ...]) -> None:
+        driver.post(InterfacesChanged(hosts))
+        self._booting.move(hosts)
 
     def _damage_found(self, driver: Driver, reason: str) -> None:
         """From the watch's thread, which must not end by a full disk: the driver's ends the daemon."""

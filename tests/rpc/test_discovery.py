@@ -83,6 +83,23 @@ def test_two_networks_that_could_not_hear_each_other_become_one(network: Network
     wait_complete([a, b])
 
 
+def test_a_machine_that_is_put_on_a_network_later_finds_it(network: Network, machines: Machines) -> None:
+    first, second = machines
+    a, b = network.peer("a", first.prefix), network.peer("b", second.prefix)
+    first.run("ip", "address", "del", f"{first.address(4)}/24", "dev", "cable")
+    first.run("ip", "address", "add", "10.79.0.1/32", "dev", "lo")  # of no use but to start with
+    for peer in (a, b):
+        peer.start(*AUTO, host="0.0.0.0")
+        assert joined_first(peer)
+    first.run("ip", "address", "add", f"{first.address(4)}/24", "dev", "cable")
+    wait_complete([a, b])
+    first.run("ip", "address", "del", "10.79.0.1/32", "dev", "lo")
+    first.run("ip", "address", "del", f"{first.address(4)}/24", "dev", "cable")
+    assert "no address" in a.wait_event("discovery_failed")["reason"]
+    for peer in (a, b):
+        assert peer.stop() == 0
+
+
 def test_a_peer_that_stops_is_no_longer_announced(network: Network, machines: Machines) -> None:
     first, second = machines
     a, b = network.peer("a", first.prefix), network.peer("b", second.prefix)
