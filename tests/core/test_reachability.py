@@ -353,4 +353,5 @@ def test_a_machine_that_moves_is_followed_by_all(seed: int, size: int) -> None:
     network.run(30)
     assert followed()
     assert network.converged()
-    assert not [note for other in others for note in other.of(Note) if note.event == "peer_lost"]  # type: ignore[attr-defined]
+    notes = [output for other in others for _, output in other.outputs if isinstance(output, Note)]
+    assert "peer_lost" not in {note.event for note in notes}
