@@ -201,8 +201,8 @@ class Table:
             record = replace_addresses(record, old.addresses)
         elif not whole:
             ports = {address.port for address in record.addresses}  # at another port lives another life
-            kept = (a for a in old.addresses if a.is_loopback and a.port in ports)
-            loopback = tuple(a for a in kept if a not in record.addresses)
+            here = (a for a in old.addresses if a.is_loopback and a.port in ports)
+            loopback = tuple(a for a in here if a not in record.addresses)
             limit = self._params.max_addresses
             record = replace_addresses(record, (*record.addresses, *loopback)[:limit])
         if record.is_live and not record.addresses:  # a tombstone that never had one
