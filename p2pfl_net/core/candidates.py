@@ -28,15 +28,14 @@ class Candidates:
 
 
 def candidates(ask: Ask, me: Record, table: Table, params: Params, random: Random) -> Candidates:
-    """The candidates of a round."""
+    """The candidates of a round. Suspects are, where there is nobody else: they may well live, as all do
+    that two halves of a network suspect in the moment in which they meet again."""
     tags = frozenset(me.tags)
-    serving = [
-        record
-        for record in table.live_records()
-        if record.published and record.status is Status.ALIVE and tags.issubset(record.tags)
-    ]
-    task = choose_task(ask.task, [record.task for record in serving if record.task], random)
-    fitting = [record.peer_id for record in serving if record.task == task]
+    serving = [record for record in table.live_records() if record.published and tags.issubset(record.tags)]
+    alive = [record for record in serving if record.status is Status.ALIVE]
+    task = choose_task(ask.task, [record.task for record in alive or serving if record.task], random)
+    fitting = [record.peer_id for record in alive if record.task == task]
+    fitting = fitting or [record.peer_id for record in serving if record.task == task]
     hearsay: defaultdict[str, list[PeerId]] = defaultdict(list)
     for peer_id in fitting:
         source = table.source(peer_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from random import Random
 
@@ -26,6 +27,7 @@ from p2pfl_net.core.events import (
     Output,
 )
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
+from p2pfl_net.core.messages import Ping, Sender, Status
 from p2pfl_net.core.params import Params
 from tests.core.network import Network, Peer
 
@@ -369,6 +371,23 @@ def test_only_peers_that_publish_the_task_are_candidates(asked: TaskDigest, cand
     (done,) = chain[0].of(CollectionDone)
     assert isinstance(done, CollectionDone)
     assert (done.candidates, len(done.fetched), done.peers) == (candidates, candidates, 4)
+
+
+@pytest.mark.parametrize("asked", [TASK, None])
+@pytest.mark.parametrize(("suspected", "candidates"), [(1, 2), (2, 1), (3, 3)])
+def test_suspects_are_asked_when_there_is_nobody_else(
+    asked: TaskDigest | None, suspected: int, candidates: int
+) -> None:
+    network = Network(8)
+    asker, *others = published(network, [None, TASK, TASK, TASK])
+    told = tuple(replace(p.node.membership.me, status=Status.SUSPECT) for p in others[:suspected])
+    sender = Sender(others[0].node.membership.me)
+    network.call(asker, Ping(sender, asker.id, network.address(asker), told), others[0].machine.lan[0])
+    network.handle(asker, Ask(1, 5, 5.0, asked))
+    network.run(1)
+    (done,) = asker.of(CollectionDone)
+    assert isinstance(done, CollectionDone)
+    assert (done.candidates, len(done.fetched), done.peers) == (candidates, candidates, 3)
 
 
 def test_one_task_alone_when_none_is_asked_for() -> None:
