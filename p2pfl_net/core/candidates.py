@@ -25,30 +25,39 @@ class Candidates:
     task: TaskDigest | None
     addresses: dict[PeerId, tuple[Address, ...]]
     reserve: frozenset[PeerId] = frozenset()
+    suspects: frozenset[PeerId] = frozenset()
+    """Asked where nobody else brings a model: they may well live, as all do whom two halves of a network
+    suspect in the moment in which they meet again."""
 
 
 def candidates(ask: Ask, me: Record, table: Table, params: Params, random: Random) -> Candidates:
-    """The candidates of a round. Suspects are, where there is nobody else: they may well live, as all do
-    that two halves of a network suspect in the moment in which they meet again."""
+    """The candidates of a round."""
     tags = frozenset(me.tags)
     serving = [record for record in table.live_records() if record.published and tags.issubset(record.tags)]
     alive = [record for record in serving if record.status is Status.ALIVE]
     task = choose_task(ask.task, [record.task for record in alive or serving if record.task], random)
-    fitting = [record.peer_id for record in alive if record.task == task]
-    fitting = fitting or [record.peer_id for record in serving if record.task == task]
+    fitting = [record for record in serving if record.task == task]
+    suspects = [record.peer_id for record in fitting if record.status is Status.SUSPECT]
+    others = [record.peer_id for record in fitting if record.status is Status.ALIVE]
+    limit = params.collected_hearsay * ask.fan_out
+    reserve = _beyond_share(others, table, limit, random) | _beyond_share(suspects, table, limit, random)
+    addresses = {record.peer_id: table.addresses(record.peer_id) for record in fitting}
+    return Candidates(task, addresses, frozenset(reserve), frozenset(suspects))
+
+
+def _beyond_share(peer_ids: Sequence[PeerId], table: Table, limit: int, random: Random) -> set[PeerId]:
+    """Of each source's unverified peers, those beyond `limit`."""
     hearsay: defaultdict[str, list[PeerId]] = defaultdict(list)
-    for peer_id in fitting:
+    for peer_id in peer_ids:
         source = table.source(peer_id)
         if source is not None:
             hearsay[source].append(peer_id)
-    limit = params.collected_hearsay * ask.fan_out
-    reserve = {
+    return {
         peer_id
         for brought in hearsay.values()
         if len(brought) > limit
         for peer_id in random.sample(sorted(brought), len(brought) - limit)
     }
-    return Candidates(task, {peer_id: table.addresses(peer_id) for peer_id in fitting}, frozenset(reserve))
 
 
 def choose_task(

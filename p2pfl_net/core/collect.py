@@ -40,6 +40,8 @@ class _Round:
     peers: int
     untried: list[PeerId]
     """Shuffled; taken from the end."""
+    suspects: list[PeerId]
+    """Likewise; untried as long as somebody else may bring a model."""
     busy: list[tuple[float, PeerId]] = field(default_factory=list)
     """When to ask a busy peer again, soonest first."""
     active: dict[FetchId, Transfer] = field(default_factory=dict)
@@ -108,9 +110,11 @@ class Collector:
         now: float,
         *,
         reserve: Collection[PeerId] = (),
+        suspects: Collection[PeerId] = (),
     ) -> list[Output]:
-        """Begins a round over `candidates` (peer to addresses); those of the `reserve` come last. An
-        unfinished one is given up: only the latest request of the one trainer counts."""
+        """Begins a round over `candidates` (peer to addresses); those of the `reserve` come last, and
+        `suspects` where nobody else brings anything. An unfinished one is given up: only the latest
+        request of the one trainer counts."""
         for peer_id, reason in event.refused[: self._params.max_refusals_noted]:
             self._offend(peer_id)
             self._out.append(Note("model_refused", {"peer": peer_id, "reason": reason}))
@@ -120,15 +124,21 @@ class Collector:
         if task is None:
             self._out.append(CollectionDone(event.round, (), (), 0, peers, 0.0))
             return self._take_outputs()
-        order = sorted(peer_id for peer_id in candidates if peer_id not in reserve)
-        last = sorted(reserve)
-        self._random.shuffle(order)
-        self._random.shuffle(last)
+        order = self._draw([peer_id for peer_id in candidates if peer_id not in suspects], reserve)
+        last = self._draw(suspects, reserve)
         pace = Pace(now, now + event.deadline_s, self._params.stall_s)
         most = min(2 * event.fan_out, self._params.max_fetches)
-        self._round = _Round(event, task, pace, candidates, peers, last + order, most=most)
+        self._round = _Round(event, task, pace, candidates, peers, order, last, most=most)
         self._advance(now)
         return self._take_outputs()
+
+    def _draw(self, peer_ids: Collection[PeerId], reserve: Collection[PeerId]) -> list[PeerId]:
+        """A random order, to be taken from the end; those of the `reserve` come last."""
+        order = sorted(peer_id for peer_id in peer_ids if peer_id not in reserve)
+        last = sorted(peer_id for peer_id in peer_ids if peer_id in reserve)
+        self._random.shuffle(order)
+        self._random.shuffle(last)
+        return last + order
 
     def peer_of(self, fetch: FetchId) -> PeerId | None:
         """Whose model a fetch under way is to bring."""
@@ -254,6 +264,8 @@ class Collector:
         deadline = current.pace.deadline
         current.link_is_slow |= current.pace.is_link_slow(current.active.values())
         self._give_up_hopeless(current, now)
+        if not (current.done or current.heard_of or current.untried or current.busy):
+            current.untried, current.suspects = current.suspects, []
         while now < deadline and (self._has_room(current) or self._make_room(current, now)):
             is_substitute = current.heard_of >= current.missing
             if current.untried:
@@ -288,7 +300,7 @@ class Collector:
                 round=current.ask.round,
                 fetched=tuple(current.done),
                 failed=failed,
-                candidates=len(current.addresses),
+                candidates=len(current.addresses) - len(current.suspects),
                 peers=current.peers,
                 seconds=now - current.pace.started,
             )

@@ -146,7 +146,13 @@ class Node:
         table = self.membership.table
         chosen = candidates(event, self.membership.me, table, self._params, self._random)
         return self._collector.ask(
-            event, chosen.task, chosen.addresses, len(table.live), now, reserve=chosen.reserve
+            event,
+            chosen.task,
+            chosen.addresses,
+            len(table.live),
+            now,
+            reserve=chosen.reserve,
+            suspects=chosen.suspects,
         )
 
     def _fetch_finished(self, event: FetchFinished, now: float) -> list[Output]:

@@ -390,6 +390,27 @@ def test_suspects_are_asked_when_there_is_nobody_else(
     assert (done.candidates, len(done.fetched), done.peers) == (candidates, candidates, 3)
 
 
+@pytest.mark.parametrize("silent", [False, True], ids=["fail", "are silent"])
+def test_suspects_are_asked_when_all_others(silent: bool) -> None:
+    """And not before: who is suspected may well be dead, and cost the rest of the time."""
+    network = Network(8)
+    asker, suspect, *others = published(network, [None, TASK, TASK, TASK])
+    told = (replace(suspect.node.membership.me, status=Status.SUSPECT),)
+    sender = Sender(others[0].node.membership.me)
+    network.call(asker, Ping(sender, asker.id, network.address(asker), told), others[0].machine.lan[0])
+    for peer in others:
+        if silent:
+            peer.frozen = True
+        else:
+            network.kill(peer)
+    network.handle(asker, Ask(1, 1, 10.0, TASK))
+    assert suspect.id not in [output.peer_id for output in asker.of(Fetch) if isinstance(output, Fetch)]
+    network.run(10)
+    (done,) = asker.of(CollectionDone)
+    assert isinstance(done, CollectionDone)
+    assert (done.candidates, len(done.fetched)) == (3, 1)
+
+
 def test_one_task_alone_when_none_is_asked_for() -> None:
     network = Network(8)
     chain = published(network, [None, TASK, TASK, OTHER_TASK])
