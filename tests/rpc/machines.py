@@ -13,6 +13,9 @@ import pytest
 
 from tests.processes import Process, Processes, wait_for
 
+NOBODY = "02:00:00:00:00:99"
+"""A hardware address that no interface has."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -61,3 +64,20 @@ def make_machines(processes: Processes) -> tuple[Machine, Machine]:
         machine.run("ip", "address", "add", f"{machine.address(6)}/64", "dev", "cable", "nodad")
         machine.run("ip", "link", "set", "cable", "up")
     return first, second
+
+
+def cut_cable(machines: tuple[Machine, Machine]) -> None:
+    """Loses every packet between the two from now on. No interface goes down, so that nobody is told."""
+    first, second = machines
+    for machine, beyond in ((first, second), (second, first)):
+        for family in (4, 6):
+            lost = ("lladdr", NOBODY, "dev", "cable", "nud", "permanent")
+            machine.run("ip", "neighbour", "replace", beyond.address(family), *lost)
+
+
+def mend_cable(machines: tuple[Machine, Machine]) -> None:
+    """Carries packets again."""
+    first, second = machines
+    for machine, beyond in ((first, second), (second, first)):
+        for family in (4, 6):
+            machine.run("ip", "neighbour", "delete", beyond.address(family), "dev", "cable")

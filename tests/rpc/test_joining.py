@@ -113,15 +113,6 @@ def test_a_first_peer_stands_alone_when_all_whom_it_remembers_are_frozen(network
     assert first.events("joined")[-1]["first"] is True
 
 
-def test_a_frozen_daemon_is_dropped_and_comes_back(network: Network) -> None:
-    first, second, third = peers = network.chain(3)
-    third.freeze()
-    first.wait_event("peer_lost", peer=third.peer_id)
-    second.wait_event("peer_lost", peer=third.peer_id)
-    third.thaw()
-    wait_complete(peers)
-
-
 def test_a_boot_peer_that_starts_later_is_waited_for(network: Network) -> None:
     late, early = network.peer(), network.peer()
     early.launch("--boot", late.address)
