@@ -13,7 +13,7 @@ from typing import Self
 from p2pfl_state import atomic
 from p2pfl_state.markers import AggregateAnswer
 
-from tests.processes import wait_for
+from tests.processes import PATIENCE_S, wait_for
 from tests.rpc.fake_trainer import FakeTrainer
 from tests.rpc.model_files import make_model, publish
 from tests.rpc.peers import Peer
@@ -84,14 +84,16 @@ class Training:
         for peer in peers:
             wait_for(lambda peer=peer: answered(peer), what=f"{count} rounds of {peer.state.root}")  # type: ignore[misc]
 
-    def wait_while_training(self, condition: Callable[[], bool], what: str) -> None:
+    def wait_while_training(
+        self, condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S
+    ) -> None:
         """Waits for `condition`, or until a round has failed."""
 
         def met() -> bool:
             self._raise_failure()
             return condition()
 
-        wait_for(met, what=what)
+        wait_for(met, timeout_s, what)
 
     def _raise_failure(self) -> None:
         for asking in self._asking:
