@@ -1,4 +1,4 @@
-"""What a person types: `p2pfl-net serve | peers | status | get`.
+"""What a person types: `p2pfl-net serve | peers | status | get | simulate`.
 
 argparse, not typer: typer's parser brings 10 MB into a daemon that idles at 50.
 """
@@ -51,6 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
     peers.add_argument(
         "--tag", action="append", default=[], metavar="TAG", help="only peers with this tag; repeatable"
     )
+    simulated = command(
+        "simulate",
+        _simulate,
+        "Run the membership of many peers on a virtual clock, over bad wires.",
+    )
+    _add_simulate(simulated)
     get = command("get", _get, "Fetch a peer's published model without joining; a broken download resumes.")
     get.add_argument("address", metavar="HOST:PORT", help="any peer's address")
     get.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
@@ -93,6 +99,28 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     add("--drain", type=_seconds, default=5.0, metavar="S", help="let uploads finish at a stop (5)")
 
 
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--peers", type=int, required=True, metavar="N", help="how many peers there are at first")
+    add("--seconds", type=float, default=60.0, metavar="S", help="virtual seconds (60)")
+    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same run (0)")
+    add("--joined", action="store_true", help="all know all at first; else they join within ten seconds")
+    add("--latency", default="0.5-5", metavar="A-B", help="milliseconds one way, between A and B (0.5-5)")
+    add("--loss", type=_share, default=0.0, metavar="P", help="share of packets that TCP must send again")
+    add("--drop", type=_share, default=0.0, metavar="P", help="share of messages that never come")
+    add("--duplicate", type=_share, default=0.0, metavar="P", help="share of requests that arrive twice")
+    add("--reorder", type=_share, default=0.0, metavar="P", help="share of messages overtaken by later ones")
+    add("--one-way", type=_share, default=0.0, metavar="P", help="share of pairs that connect one way only")
+    add("--skew", type=_share, default=0.0, metavar="P", help="clocks run up to so much too fast or slow")
+    add("--churn", type=_share, default=0.0, metavar="P", help="share of the peers replaced each minute")
+    add("--kill", action="append", default=[], metavar="P@T", help="kill the share P at T seconds")
+    add("--join", action="append", default=[], metavar="N@T", help="N more peers join at T seconds")
+    add("--partition", action="append", default=[], metavar="P@T-U", help="cut the share P off from T to U")
+    add("--pause", action="append", default=[], metavar="P@T-U", help="stop the share P from T to U")
+    add("--trace", type=Path, metavar="FILE", help="write every event of every peer, a line of JSON each")
+    add("--json", action="store_true", help="print JSON for programs")
+
+
 def _seconds(text: str) -> float:
     number = float(text)
     if not 0 < number < 1e9:
@@ -101,6 +129,16 @@ def _seconds(text: str) -> float:
 
 
 _seconds.__name__ = "positive number"  # argparse names the type in its message
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share < 1:
+        raise ValueError(text)
+    return share
+
+
+_share.__name__ = "share from 0 to below 1"  # argparse names the type in its message
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -142,6 +180,12 @@ def _status(options: argparse.Namespace) -> None:
     from p2pfl_net.inspect import read_status
 
     views.show_status(read_status(options.state), as_json=options.json)
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from p2pfl_net import simulate
+
+    simulate.run(options)
 
 
 def _get(options: argparse.Namespace) -> None:

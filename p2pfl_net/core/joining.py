@@ -161,6 +161,8 @@ class Joining:
         self._next_boot_at = boot.answered(pending.address, now)
         if self._next_boot_at is None:
             self._boot = None
+            # perhaps of another network, which does not know of this one
+            self._known.last_known.add(tuple(a for a in boot.named if a != pending.address), now)
 
     # exchanges -------------------------------------------------------------------------------------
 

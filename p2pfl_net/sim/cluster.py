@@ -15,6 +15,8 @@ from p2pfl_net.sim.network import SimNetwork, SimPeer
 MINUTE_S = 60.0
 JOIN_WINDOW_S = 10.0
 """In a network that joins, the peers start within this time, each booted to one that started before."""
+LOOK_S = 0.1
+"""How exactly times of convergence are told."""
 SETTLE_S = 120.0
 """How long a run may go on for its last changes to reach everybody."""
 
@@ -88,6 +90,7 @@ class Cluster:
         self._arrived: dict[PeerId, float] = {}
         """Newcomers who are not yet in every view."""
         self._changed_at = 0.0
+        self._right_at: float | None = None
 
     @property
     def live(self) -> list[SimPeer]:
@@ -99,12 +102,16 @@ class Cluster:
         self._begin()
         self._plan()
         while network.now < scenario.seconds:
-            network.run(min(scenario.seconds, network.now + 1.0))
+            network.run(min(scenario.seconds, network.now + LOOK_S))
+            self._look()
             progress(network.now)
         self._measure_traffic()
-        if network.run_until(self.is_right, SETTLE_S) is not None:
+        while self._right_at is None and network.now < scenario.seconds + SETTLE_S:
+            network.run(network.now + LOOK_S)
+            self._look()
+        if self._right_at is not None:
             self.outcome.converged = True
-            self.outcome.convergence_s = network.now - self._changed_at
+            self.outcome.convergence_s = max(0.0, self._right_at - self._changed_at)
         self.outcome.live = len(self.live)
         self.outcome.virtual_seconds = network.now
         return self.outcome
@@ -115,6 +122,13 @@ class Cluster:
         return all(
             self._knowers[peer_id] == (others if peer.alive else 0) for peer_id, peer in self._by_id.items()
         )
+
+    def _look(self) -> None:
+        """Notes since when all views have been right."""
+        if not self.is_right():
+            self._right_at = None
+        elif self._right_at is None:
+            self._right_at = self.network.now
 
     # the scenario ----------------------------------------------------------------------------------
 
