@@ -80,6 +80,15 @@ def test_of_several_boot_peers_one_is_enough() -> None:
     assert [address for _, address in joins(peer)] == [NOWHERE, ELSEWHERE, network.address(first)]
 
 
+def test_boot_peers_of_two_networks_make_one_of_them() -> None:
+    network = Network(1)
+    first, second = network.start(network.peer("first")), network.start(network.peer("second"))
+    network.start(network.peer("third"), network.address(second))
+    network.run(1)
+    network.start(network.peer("told"), network.address(first), network.address(second))
+    assert network.run_until(network.converged, 15) is not None
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.1"])
 def test_a_peer_that_boots_to_itself_is_the_first(host: str) -> None:
     network = Network(1)
