@@ -49,7 +49,7 @@ def _beyond_share(peer_ids: Sequence[PeerId], table: Table, limit: int, random: 
     """Of each source's unverified peers, those beyond `limit`."""
     hearsay: defaultdict[str, list[PeerId]] = defaultdict(list)
     for peer_id in peer_ids:
-        source = table.source(peer_id)
+        source = table.hearsay.source(peer_id)
         if source is not None:
             hearsay[source].append(peer_id)
     return {

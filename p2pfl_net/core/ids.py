@@ -71,7 +71,7 @@ def _parse_ip(host: str) -> str | None:
 def source_of(host: str) -> str:
     """What one party easily has many of counts as one: an IPv4 address, or a network of 2^64 IPv6 ones."""
     literal = parse_ip(host)
-    if literal is None or ":" not in literal:
+    if literal is None or ":" not in literal or is_loopback(literal):
         return literal or host
     return str(ipaddress.ip_network((literal.partition("%")[0], 64), strict=False))
 

@@ -13,7 +13,7 @@ from p2pfl_net.core.calls import Calls, Pending, Purpose
 from p2pfl_net.core.counters import Counters
 from p2pfl_net.core.dissemination import Dissemination
 from p2pfl_net.core.events import BootFailed, Joined, Note, Output, Received, Reply, Start
-from p2pfl_net.core.ids import Address, is_loopback
+from p2pfl_net.core.ids import Address, is_loopback, source_of
 from p2pfl_net.core.messages import Join, JoinReply, Record
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.reachability import Reachability
@@ -153,7 +153,7 @@ class Joining:
             boot.forget(pending.address, now)
             self._send_join(now)
             return
-        self._known.table.trust(pending.address.host)
+        self._known.table.hearsay.trust(source_of(pending.address.host))
         self._reach.observed(reply.observed_host)
         self._take_in(pending, reply, now)
         if not boot.joined:

@@ -257,8 +257,11 @@ class Membership:
 
     def _answer_relay(self, pending: Pending, now: float, *, reached: bool) -> None:
         assert pending.asker is not None
-        sender = self._calls.sender(to_loopback=pending.asker.over_loopback)
-        self._out.append(Reply(pending.asker.call, RelayReply(sender, reached)))
+        over_loopback = pending.asker.over_loopback
+        updates = self._known.news(to_loopback=over_loopback)
+        self.counters.updates_sent += len(updates)
+        reply = RelayReply(self._calls.sender(to_loopback=over_loopback), reached, updates)
+        self._out.append(Reply(pending.asker.call, reply))
 
     # reachability ----------------------------------------------------------------------------------
 

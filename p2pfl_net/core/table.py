@@ -3,21 +3,21 @@
 The newer of two records wins, by (incarnation, status): a join-semilattice, so every order of arrival
 ends in the same list. The dead stay as tombstones for a while, so that old news cannot revive them.
 
-A record that somebody told us is hearsay until we have called its peer ourselves. How much hearsay one
-machine may bring in is bounded, so a liar fills its own share of the table and not that of others.
+A record that somebody told us is `hearsay` until we have called its peer ourselves, and how much of it one
+machine may bring in is bounded: a liar fills its own share of the table and not that of others.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 
 from p2pfl_net.core.gossip import replace_addresses
-from p2pfl_net.core.ids import Address, PeerId, is_loopback, source_of
+from p2pfl_net.core.hearsay import Hearsay
+from p2pfl_net.core.ids import Address, PeerId, source_of
 from p2pfl_net.core.messages import Record, Status
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.roster import Roster
@@ -69,11 +69,7 @@ class Table:
         self._records: dict[PeerId, Record] = {}
         self._contacts: dict[PeerId, Contact] = {}
         self._suspicions: dict[PeerId, Suspicion] = {}
-        self._hearsay: dict[PeerId, str] = {}
-        """Whom we have not called ourselves yet, and which source told us."""
-        self._brought: Counter[str] = Counter()
-        """Hearsay by source."""
-        self._trusted: set[str] = set()
+        self.hearsay = Hearsay(params)
         self._deadlines: list[tuple[float, int, PeerId, int, Status]] = []
         self._entered = 0
         self.live = Roster(random)
@@ -96,14 +92,6 @@ class Table:
     def is_live(self, peer_id: PeerId) -> bool:
         record = self._records.get(peer_id)
         return record is not None and record.is_live
-
-    def is_verified(self, peer_id: PeerId) -> bool:
-        """Whether we have called the peer ourselves, and it was who it is said to be."""
-        return peer_id in self._records and peer_id not in self._hearsay
-
-    def source(self, peer_id: PeerId) -> str | None:
-        """Who told us of a peer that is not verified."""
-        return self._hearsay.get(peer_id)
 
     def live_records(self) -> Iterator[Record]:
         return (self._records[peer_id] for peer_id in self.live.members())
@@ -137,8 +125,7 @@ class Table:
         record = self._records.get(peer_id)
         if record is None:
             return
-        if self._hearsay:
-            self._unmark(peer_id)
+        self.hearsay.unmark(peer_id)
         contact = self._contacts.get(peer_id)
         if contact is None:
             contact = self._contacts[peer_id] = Contact()
@@ -150,27 +137,10 @@ class Table:
 
     def vouch(self, peer_id: PeerId, host: str) -> None:
         """An unverified peer called us from `host`: if that is its own machine, nobody else brought it."""
-        if peer_id not in self._hearsay or host == self._hearsay[peer_id]:
+        if self.hearsay.source(peer_id) is None:
             return
         if any(address.host == host for address in self._records[peer_id].addresses):
-            self._unmark(peer_id)
-            self._mark(peer_id, source_of(host))
-
-    def trust(self, host: str) -> None:
-        """The operator named this machine: it may tell us of a large network."""
-        if len(self._trusted) < self._params.max_trusted_sources:
-            self._trusted.add(source_of(host))
-
-    def _mark(self, peer_id: PeerId, source: str) -> None:
-        self._hearsay[peer_id] = source
-        self._brought[source] += 1
-
-    def _unmark(self, peer_id: PeerId) -> None:
-        source = self._hearsay.pop(peer_id, None)
-        if source is not None:
-            self._brought[source] -= 1
-            if not self._brought[source]:
-                del self._brought[source]
+            self.hearsay.mark(peer_id, source_of(host))
 
     # merging ---------------------------------------------------------------------------------------
 
@@ -233,39 +203,31 @@ class Table:
         assert record.peer_id != self._me
         if record.is_live and not record.addresses:
             return None
-        if source is not None and self._brought[source] >= self._share_of(source):
+        if source is not None and not self.hearsay.has_room(source):
             return None
         if len(self._records) >= self._params.max_peers and not self._make_room(source):
             return None
         self._records[record.peer_id] = record
         if source is not None:
-            self._mark(record.peer_id, source)
+            self.hearsay.mark(record.peer_id, source)
         self._schedule(record, now)
         if not record.is_live:
             return None
         self.live.add(record.peer_id)
         return Change.JOINED
 
-    def _share_of(self, source: str) -> int:
-        """How many unverified records one source may have in the table."""
-        if source in self._trusted or is_loopback(source):
-            return self._params.max_peers * 3 // 4
-        return self._params.max_hearsay
-
     def _make_room(self, source: str | None) -> bool:
-        """Forgets one of the unverified peers of the source that has brought most, for one of `source`."""
-        fullest, count = max(self._brought.items(), key=lambda entry: entry[1], default=("", 0))
-        if count <= self._brought.get(source or "", 0) + 1:
-            return False
-        self.forget(next(peer_id for peer_id, brought in self._hearsay.items() if brought == fullest))
-        return True
+        given_up = self.hearsay.to_give_up(source)
+        if given_up is not None:
+            self.forget(given_up)
+        return given_up is not None
 
     def forget(self, peer_id: PeerId) -> None:
         """Drops all that is known of a peer."""
         record = self._records.pop(peer_id)
         self._contacts.pop(peer_id, None)
         self._suspicions.pop(peer_id, None)
-        self._unmark(peer_id)
+        self.hearsay.unmark(peer_id)
         if record.is_live:
             self.live.discard(peer_id)
         self._on_forgotten(peer_id)

@@ -10,20 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import grpc
-from google.protobuf.message import DecodeError
-from p2pfl_proto.v1 import membership_pb2 as pb
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address, parse_ip
-from p2pfl_net.core.messages import Join, Ping, Relay, Request, Response
-from p2pfl_net.errors import MalformedMessage, PeerFailed
+from p2pfl_net.core.messages import Request, Response
+from p2pfl_net.errors import PeerFailed
 from p2pfl_net.rpc.options import MEMBERSHIP_OPTIONS, Option
 from p2pfl_net.rpc.status import failure_of, is_unconnected
-from p2pfl_net.wire import membership
+from p2pfl_net.wire.calls import CALLS
 
-JOIN_METHOD = "/p2pfl.v1.Membership/Join"
-PING_METHOD = "/p2pfl.v1.Membership/Ping"
-RELAY_METHOD = "/p2pfl.v1.Membership/Relay"
 MAX_LITERALS = 4
 """Addresses of one host name that are tried."""
 
@@ -113,35 +108,17 @@ class MembershipClient:
         channel = self._channels.to(literal)
         # A zone (fe80::1%eth0) means something on this machine only.
         message = replace(message, dialled=Address(literal.host.partition("%")[0], literal.port))
+        call = CALLS[type(message)]
         try:
-            match message:
-                case Join():
-                    join = channel.unary_unary(
-                        JOIN_METHOD, pb.JoinRequest.SerializeToString, pb.JoinReply.FromString
-                    )
-                    return membership.decode_join_reply(
-                        join(membership.encode_join(message), timeout=timeout_s)
-                    )
-                case Ping():
-                    ping = channel.unary_unary(
-                        PING_METHOD, pb.PingRequest.SerializeToString, pb.PingReply.FromString
-                    )
-                    return membership.decode_ack(ping(membership.encode_ping(message), timeout=timeout_s))
-                case Relay():
-                    relay = channel.unary_unary(
-                        RELAY_METHOD, pb.RelayRequest.SerializeToString, pb.RelayReply.FromString
-                    )
-                    return membership.decode_relay_reply(
-                        relay(membership.encode_relay(message), timeout=timeout_s)
-                    )
+            method = channel.unary_unary(call.path, None, None)
+            answer: bytes = method(call.encode_request(message), timeout=timeout_s)
         except grpc.RpcError as error:
             if is_unconnected(error):
                 self._channels.drop(literal)
             raise failure_of(error, timeout_s) from None
-        except DecodeError:
-            raise MalformedMessage("an answer that is not protobuf") from None
         except ValueError as error:  # "Cannot invoke RPC on closed channel": evicted in this instant
             raise PeerFailed(FailureKind.UNREACHABLE, str(error)) from None
+        return call.decode_response(answer)
 
     def close(self) -> None:
         self._channels.close()

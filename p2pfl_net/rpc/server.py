@@ -6,25 +6,24 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn, TypeVar
+from functools import partial
+from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
-from p2pfl_proto.v1 import membership_pb2, models_pb2
+from p2pfl_proto.v1 import models_pb2
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId, parse_ip
-from p2pfl_net.core.messages import Ack, Join, JoinReply, Ping, Relay, RelayReply, Request, Response
-from p2pfl_net.errors import MalformedMessage, PortUnavailable, RemoteError
+from p2pfl_net.core.messages import Request, Response
+from p2pfl_net.errors import PortUnavailable, RemoteError
 from p2pfl_net.rpc.options import SERVER_OPTIONS
 from p2pfl_net.rpc.serving import ModelSource, stream_model
 from p2pfl_net.rpc.status import code_of, one_line
 from p2pfl_net.rpc.uploads import Uploads
-from p2pfl_net.wire import membership, models
-
-M = TypeVar("M", bound=Message)
+from p2pfl_net.wire import models
+from p2pfl_net.wire.calls import CALLS, MEMBERSHIP_SERVICE, Call, parse
 
 POOL_THREADS = 24
 MAX_UPLOADS = 16
@@ -32,7 +31,6 @@ MAX_REFLECTIONS = 2
 """Together below the pool's size, so that pings never wait for uploads or open reflection streams."""
 MAX_CONCURRENT_CALLS = 256
 
-MEMBERSHIP_SERVICE = "p2pfl.v1.Membership"
 MODELS_SERVICE = "p2pfl.v1.Models"
 
 Exchange = Callable[[Request, str], Response]
@@ -89,26 +87,11 @@ class Server:
     # handlers: they parse the request's bytes themselves, for gRPC would log a traceback for garbage ----
 
     def _membership_handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
-        return grpc.method_handlers_generic_handler(
-            MEMBERSHIP_SERVICE,
-            {
-                "Join": grpc.unary_unary_rpc_method_handler(
-                    self._join,
-                    None,
-                    membership_pb2.JoinReply.SerializeToString,
-                ),
-                "Ping": grpc.unary_unary_rpc_method_handler(
-                    self._ping,
-                    None,
-                    membership_pb2.PingReply.SerializeToString,
-                ),
-                "Relay": grpc.unary_unary_rpc_method_handler(
-                    self._relay,
-                    None,
-                    membership_pb2.RelayReply.SerializeToString,
-                ),
-            },
-        )
+        handlers = {
+            call.name: grpc.unary_unary_rpc_method_handler(partial(self._exchange_bytes, call), None, None)
+            for call in CALLS.values()
+        }
+        return grpc.method_handlers_generic_handler(MEMBERSHIP_SERVICE, handlers)
 
     def _models_handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         return grpc.method_handlers_generic_handler(
@@ -123,43 +106,24 @@ class Server:
             },
         )
 
-    def _join(self, data: bytes, context: grpc.ServicerContext) -> membership_pb2.JoinReply:
+    def _exchange_bytes(self, call: Call, data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            message: Join = membership.decode_join(_parse(membership_pb2.JoinRequest, data))
-            reply = self._exchange(message, caller_host(context))
-            assert isinstance(reply, JoinReply)
-            return membership.encode_join_reply(reply)
+            reply = self._exchange(call.decode_request(data), caller_host(context))
         except RemoteError as error:
             _abort(context, error)
-
-    def _ping(self, data: bytes, context: grpc.ServicerContext) -> membership_pb2.PingReply:
-        try:
-            message: Ping = membership.decode_ping(_parse(membership_pb2.PingRequest, data))
-            reply = self._exchange(message, caller_host(context))
-            assert isinstance(reply, Ack)
-            return membership.encode_ack(reply)
-        except RemoteError as error:
-            _abort(context, error)
-
-    def _relay(self, data: bytes, context: grpc.ServicerContext) -> membership_pb2.RelayReply:
-        try:
-            message: Relay = membership.decode_relay(_parse(membership_pb2.RelayRequest, data))
-            reply = self._exchange(message, caller_host(context))
-            assert isinstance(reply, RelayReply)
-            return membership.encode_relay_reply(reply)
-        except RemoteError as error:
-            _abort(context, error)
+        assert isinstance(reply, call.response)
+        return call.encode_response(reply)
 
     def _fetch_model(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
-            request = models.decode_request(_parse(models_pb2.FetchModelRequest, data))
+            request = models.decode_request(parse(models_pb2.FetchModelRequest, data))
             yield from self._uploads.run(context, stream_model(self._me, self._source, request))
         except RemoteError as error:
             _abort(context, error)
 
     def _fetch_task(self, data: bytes, context: grpc.ServicerContext) -> models_pb2.FetchTaskReply:
         try:
-            request = _parse(models_pb2.FetchTaskRequest, data)
+            request = parse(models_pb2.FetchTaskRequest, data)
         except RemoteError as error:
             _abort(context, error)
         if request.to and request.to.hex() != self._me:
@@ -197,14 +161,6 @@ class _Reflection:
             yield from self._servicer.ServerReflectionInfo(request_iterator, context)
         finally:
             self._streams.release()
-
-
-def _parse(kind: type[M], data: bytes) -> M:
-    """The message in `data`. Raises `MalformedMessage`."""
-    try:
-        return kind.FromString(data)
-    except DecodeError:
-        raise MalformedMessage("not a message of this protocol") from None
 
 
 def caller_host(context: grpc.ServicerContext) -> str:

@@ -41,6 +41,8 @@ from p2pfl_net.core.reachability import Reachability
 from p2pfl_net.sim.conditions import Conditions, Wires
 
 PORT = 8000
+BOOT_TIMEOUT_S = 60.0
+"""The daemon's default."""
 MESSAGE_BYTES = 150
 """Of a request or reply without records: the sender's record, ids, framing. An estimate."""
 RECORD_BYTES = 90
@@ -56,7 +58,6 @@ class SimPeer:
     address: Address
     rate: float
     """How fast its clock runs."""
-    incarnation: int
     clock: float = 0.0
     """The latest time that it was told."""
     alive: bool = True
@@ -81,8 +82,8 @@ class SimPeer:
         return self.alive and self.resumes_at is None
 
 
-def peer_id_of(name: str) -> PeerId:
-    return PeerId(hashlib.sha256(name.encode()).hexdigest())
+def peer_id_of(index: int) -> PeerId:
+    return PeerId(hashlib.sha256(f"peer {index}".encode()).hexdigest())
 
 
 def address_of(index: int) -> Address:
@@ -121,31 +122,23 @@ class SimNetwork:
 
     # peers -----------------------------------------------------------------------------------------
 
-    def add(self, name: str | None = None, address: Address | None = None) -> SimPeer:
+    def add(self) -> SimPeer:
         """A peer that has not started."""
         index = len(self.peers)
-        address = address or address_of(index)
+        address = address_of(index)
         reach = Reachability(PORT, (), address, self.params.max_addresses)
         skew = self._conditions.skew
         rate = 1.0 + skew * self.random.uniform(-1.0, 1.0) if skew else 1.0
         incarnation = 1000 + int(self.now * rate)
         seed = Random(self.random.getrandbits(64))
-        node = Node(peer_id_of(name or f"peer {index}"), reach, incarnation, self.params, seed)
-        peer = SimPeer(index, node, address, rate, incarnation)
+        node = Node(peer_id_of(index), reach, incarnation, self.params, seed)
+        peer = SimPeer(index, node, address, rate)
         self.peers.append(peer)
         self._at[address] = peer
         return peer
 
-    def start(self, peer: SimPeer, boot: Iterable[Address] = (), remembered: Iterable[Address] = ()) -> None:
-        self.handle(peer, Start(tuple(boot), 60.0, tuple(remembered)))
-
-    def restart(self, peer: SimPeer, boot: Iterable[Address] = (), address: Address | None = None) -> SimPeer:
-        """A new life of a dead peer: the same identity, perhaps elsewhere."""
-        assert not peer.alive
-        again = self.add(f"peer {peer.index}", address or peer.address)
-        known = [record.addresses[0] for record in peer.node.membership.table.live_records()]
-        self.start(again, boot, known[:8])
-        return again
+    def start(self, peer: SimPeer, boot: Iterable[Address] = ()) -> None:
+        self.handle(peer, Start(tuple(boot), BOOT_TIMEOUT_S))
 
     def kill(self, peer: SimPeer) -> None:
         """The process is gone: its machine refuses connections."""

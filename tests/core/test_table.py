@@ -211,9 +211,9 @@ def test_who_was_called_counts_against_nobody() -> None:
     for number in range(10):
         peer = PeerId(f"{number:064x}")
         assert made.merge(Record(peer, 1, Status.ALIVE, HOME), 0.0, source="10.6.6.6") is Change.JOINED
-        assert not made.is_verified(peer)
+        assert made.hearsay.source(peer) == "10.6.6.6"
         made.verify(peer)
-        assert made.is_verified(peer)
+        assert made.hearsay.source(peer) is None
     assert len(made.live) == 10
 
 
@@ -221,9 +221,9 @@ def test_a_caller_from_its_own_address_is_its_own_source() -> None:
     made = table()
     made.merge(Record(X, 1, Status.ALIVE, HOME), 0.0, source="10.6.6.6")
     made.vouch(X, "10.9.9.9")
-    assert made.source(X) == "10.6.6.6", "that is not where it lives"
+    assert made.hearsay.source(X) == "10.6.6.6", "that is not where it lives"
     made.vouch(X, HOME[0].host)
-    assert made.source(X) == HOME[0].host
+    assert made.hearsay.source(X) == HOME[0].host
 
 
 def test_news_of_the_forgotten_is_dropped() -> None:

@@ -7,7 +7,6 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -15,9 +14,9 @@ import grpc
 from p2pfl_proto.v1 import membership_pb2 as pb
 from p2pfl_proto.v1 import models_pb2
 
-from p2pfl_net.rpc.options import MAX_MESSAGE_BYTES, SERVER_OPTIONS
+from p2pfl_net.rpc.options import MAX_MESSAGE_BYTES
 from tests.rpc.peers import Peer
-from tests.rpc.scripted_peer import Gone, call_join, fake_sender, loopback, stall
+from tests.rpc.scripted_peer import Gone, RpcServer, call_join, fake_sender, loopback, stall
 
 SERVICES = {"Membership": ("Join", "Ping", "Relay"), "Models": ("FetchModel", "FetchTask")}
 ERRORS = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
@@ -60,7 +59,7 @@ def unknown_error(source: random.Random, context: grpc.ServicerContext) -> bytes
     context.abort(source.choice(ERRORS), "no\nreason\x1b[31m")
 
 
-class GarbagePeer:
+class GarbagePeer(RpcServer):
     """A server on loopback that answers each call with `answer`. A context manager."""
 
     def __init__(self, answer: Answer, seed: int) -> None:
@@ -68,27 +67,13 @@ class GarbagePeer:
         self.calls = 0
         self._answer = answer
         self._random = random.Random(seed)
-        self._pool = ThreadPoolExecutor(8)
-        options = [*SERVER_OPTIONS, ("grpc.max_send_message_length", -1)]
-        self._server = grpc.server(self._pool, options=options)
         # of a stream, the one answer is the first message and the last
         reply = grpc.unary_unary_rpc_method_handler(self._reply, None, None)
         handlers = [
             grpc.method_handlers_generic_handler(f"p2pfl.v1.{service}", dict.fromkeys(methods, reply))
             for service, methods in SERVICES.items()
         ]
-        self._server.add_generic_rpc_handlers(handlers)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
-
-    def __enter__(self) -> Self:
-        self._server.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.stop(None).wait()
-        self._pool.shutdown()
+        super().__init__(*handlers)
 
     def _reply(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         self.calls += 1

@@ -36,20 +36,14 @@ class Gone(Exception):
     """The caller has ended the call."""
 
 
-class ScriptedPeer:
-    """A gRPC server on loopback. A context manager; `join` makes a daemon believe in it."""
+class RpcServer:
+    """A gRPC server on loopback with these handlers. A context manager."""
 
-    def __init__(self, parts: Parts, *, task: bytes | Callable[[], bytes] | None = None) -> None:
-        self.peer_id = secrets.token_hex(32)
-        self.requests: list[models_pb2.FetchModelRequest] = []
-        self._incarnation = 1
-        self._status = pb.PEER_STATUS_ALIVE
-        self._parts = parts
-        self._task = TASK.encode() if task is None else task
+    def __init__(self, *handlers: grpc.GenericRpcHandler[Any, Any]) -> None:
         self._pool = ThreadPoolExecutor(8)
         options = [*SERVER_OPTIONS, ("grpc.max_send_message_length", -1)]
         self._server = grpc.server(self._pool, options=options)
-        self._server.add_generic_rpc_handlers((self._membership(), self._models()))
+        self._server.add_generic_rpc_handlers(handlers)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
 
     def __enter__(self) -> Self:
@@ -61,6 +55,19 @@ class ScriptedPeer:
     ) -> None:
         self._server.stop(None).wait()
         self._pool.shutdown()
+
+
+class ScriptedPeer(RpcServer):
+    """A gRPC server on loopback. A context manager; `join` makes a daemon believe in it."""
+
+    def __init__(self, parts: Parts, *, task: bytes | Callable[[], bytes] | None = None) -> None:
+        self.peer_id = secrets.token_hex(32)
+        self.requests: list[models_pb2.FetchModelRequest] = []
+        self._incarnation = 1
+        self._status = pb.PEER_STATUS_ALIVE
+        self._parts = parts
+        self._task = TASK.encode() if task is None else task
+        super().__init__(self._membership(), self._models())
 
     def sender(self) -> pb.Sender:
         """What it says of itself: alive until it has left, with a published model of the task."""
