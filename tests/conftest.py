@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +22,12 @@ MARK = "P2PFL_TEST"
 """Environment variable that every process of a test inherits, also one that has lost its parents."""
 LEAVING_S = 10.0
 """How long a process that has been told to go may take: the kernel's time for the dead, on a busy machine."""
+
+
+def pytest_configure() -> None:
+    """A shell ignores SIGINT for what runs in its background, and every process of a test would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -96,19 +96,21 @@ class Dissemination:
         *,
         host: str,
         exchange: bool = False,
+        spread: bool = True,
     ) -> None:
         """Takes in a message that came from `host`: the sender's own record, then what it tells of others.
 
         What came from another machine brings no loopback addresses in, whatever the sender tells. In an
         `exchange` of all that is known, a death that is news here is a suspicion: after a split, each half
-        holds the other dead, and those who live must be asked first (as memberlist's push-pull does).
+        holds the other dead, and those who live must be asked first (as memberlist's push-pull does). What is
+        news is passed on if it is to `spread`: a newcomer's is not, for its network has just told it.
         """
         if sender.record.peer_id == self._me.peer_id:
             return
         over_loopback = is_loopback(host)
         source = source_of(host)
         said = sender.record if over_loopback else without_loopback(sender.record)
-        self.merge(said, now, source=source, whole=over_loopback)
+        self.merge(said, now, source=source, whole=over_loopback, spread=spread)
         me, table = self._me.peer_id, self.table
         self._counters.updates_received += len(updates)
         for record in updates:
@@ -123,13 +125,20 @@ class Dissemination:
                         continue
                     visible = replace(visible, status=Status.SUSPECT, suspected_by=sender.record.peer_id)
                 record = visible
-            self.merge(record, now, source=source)
+            self.merge(record, now, source=source, spread=spread)
         table.saw(sender.record.peer_id, sender.model_version, now)
 
     def merge(
-        self, record: Record, now: float, *, source: str | None = None, whole: bool = False
+        self,
+        record: Record,
+        now: float,
+        *,
+        source: str | None = None,
+        whole: bool = False,
+        spread: bool = True,
     ) -> Change | None:
-        """Takes in one record: into the table (`source` and `whole` as there), or in our defence."""
+        """Takes in one record: into the table (`source` and `whole` as there), or in our defence. What is
+        news is passed on if it is to `spread`."""
         if record.peer_id == self._me.peer_id:
             self._defend(record, now)
             return None
@@ -138,7 +147,8 @@ class Dissemination:
             return None
         held = self.table.get(record.peer_id)
         assert held is not None
-        self._spread(held if change is not Change.CONFIRMED else record, now)
+        if spread:
+            self._spread(record if change is Change.CONFIRMED else held, now)
         self._out.append(PeersChanged())
         self._follow(change, held, now)
         if change not in (Change.UPDATED, Change.CONFIRMED):

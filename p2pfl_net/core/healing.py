@@ -71,8 +71,9 @@ class LastKnown:
             return None
         return max(self._not_before, min(entry.due for entry in self._attempts.values()))
 
-    def take(self, now: float, is_known: Callable[[Address], bool]) -> Address | None:
-        """The address to try now, and later again; None: none is due, or somebody we know lives there."""
+    def take(self, now: float, live: int, is_known: Callable[[Address], bool]) -> Address | None:
+        """The address to try now, and later again; None: none is due, somebody we know lives there, or it
+        is left to others: all `live` peers have lost the same one, and a few attempts do for all of them."""
         due = self.next_due()
         if due is None or now < due:
             return None
@@ -82,5 +83,7 @@ class LastKnown:
             return None
         entry.due = now + entry.pause_s * (0.75 + 0.5 * self._random.random())
         entry.pause_s = min(2 * entry.pause_s, self._params.heal_max_s)
+        if entry.peer_id is not None and self._random.random() * (live + 1) >= self._params.heal_attempts:
+            return None
         self._not_before = now + self._params.heal_spacing_s
         return address

@@ -79,7 +79,8 @@ class Joining:
             self._sync(now)
         heal_at = self._next_heal_at()
         if heal_at is not None and now >= heal_at:
-            address = self._known.last_known.take(now, self._is_known)
+            live = len(self._known.table.live)
+            address = self._known.last_known.take(now, live, self._is_known)
             if address is not None:
                 self._calls.join(Purpose.HEAL, address, self._params.join_timeout_s, now)
 
@@ -155,7 +156,7 @@ class Joining:
             return
         self._known.table.hearsay.trust(source_of(pending.address.host))
         self._reach.observed(reply.observed_host)
-        self._take_in(pending, reply, now)
+        self._take_in(pending, reply, now, spread=boot.joined)
         if not boot.joined:
             self._out.append(Joined(first=False))
         self._next_boot_at = boot.answered(pending.address, now)
@@ -173,14 +174,14 @@ class Joining:
             address = self._known.table.addresses(peer_id)[0]
             self._calls.join(Purpose.SYNC, address, self._params.join_timeout_s, now)
 
-    def _take_in(self, pending: Pending, reply: JoinReply, now: float) -> None:
+    def _take_in(self, pending: Pending, reply: JoinReply, now: float, *, spread: bool = True) -> None:
         peer_id = reply.sender.record.peer_id
         over_loopback = is_loopback(reply.observed_host)
         # a name of this machine leads to it over loopback, as the other end sees it
         host = reply.observed_host if over_loopback else pending.address.host
         if peer_id == self._known.me.peer_id:
             return
-        self._known.hear(reply.sender, reply.records, now, host=host, exchange=True)
+        self._known.hear(reply.sender, reply.records, now, host=host, exchange=True, spread=spread)
         self._known.table.verify(peer_id, pending.address, now - pending.sent_at)
         self._calls.dial_back(reply.sender, reply.sender.candidates, now, over_loopback=over_loopback)
 

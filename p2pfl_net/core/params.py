@@ -91,6 +91,9 @@ class Params:
     heal_interval_s: float = 5.0
     """First pause before a lost peer's address is tried again; doubles up to `heal_max_s`. A guess."""
     heal_max_s: float = 300.0
+    heal_attempts: float = 3.0
+    """Attempts at one lost address that all who lost it make together each time (Serf: one in a while, by the
+    share of the failed). A guess: so that one gets through although others fail by chance."""
     heal_spacing_s: float = 1.0
     """Pause between two such attempts: no more than one probe's worth of calls."""
     max_lost: int = 32

@@ -254,7 +254,6 @@ class SimNetwork:
 
     def _send(self, caller: SimPeer, send: Send) -> None:
         caller.sent += 1
-        caller.sent_bytes += size_of(send.message)
         self._open.add((caller.index, send.request))
         delay = self._wires.delay()
         target = self._at.get(send.address)
@@ -285,6 +284,7 @@ class SimNetwork:
             refused = Failed(send.request, FailureKind.REFUSED, "connection refused")
             self._end(caller, send.request, refused)
             return
+        caller.sent_bytes += size_of(send.message)
         if target.resumes_at is not None:
             self._time_out(caller, send, self.now)
             target.waiting.append(lambda: self._deliver(caller, send, target))

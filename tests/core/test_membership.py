@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pfl_net.core.events import FailureKind, ModelPublished, Refuse
+from p2pfl_net.core.events import FailureKind, ModelPublished, Refuse, Send
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.core.messages import MAX_INCARNATION, Ack, Join, JoinReply, Ping, Record, Sender, Status
 from tests.core.network import Network, Peer, peer_id
@@ -233,6 +233,37 @@ def test_idle_messages_per_peer_do_not_grow_with_the_network() -> None:
         assert sum(peer.sent["news"] for peer in peers) == 0, "idle networks send no gossip"
         rates.append(sum(peer.sent["ping"] for peer in peers) / count / 10)
     assert rates == [pytest.approx(1.0, abs=0.11)] * 2
+
+
+def test_attempts_at_a_lost_address_do_not_grow_with_the_network() -> None:
+    """All peers have lost the same one: together they try a few times, not each of them."""
+    for count in (10, 60):
+        network = Network(4)
+        peers = network.chain(count, apart_s=0.05)
+        assert converges(network, 8.0)
+        network.kill(peers[2])
+        assert converges(network, 15.0)
+        for peer in peers:
+            peer.dialled.clear()
+        network.run(30)  # each would have tried three times
+        together = sum(peer.dialled[network.address(peers[2])] for peer in peers)
+        assert 1 <= together <= 2 * 3 * network.params.heal_attempts
+
+
+def test_a_newcomer_does_not_pass_on_what_its_network_has_just_told_it() -> None:
+    network = Network(4)
+    peers = network.chain(20, apart_s=0.05)
+    assert converges(network, 5.0)
+    network.run(10)
+    newcomer = network.start(network.peer("new"), network.address(peers[0]))
+    assert converges(network, 5.0)
+    told = {
+        record.peer_id
+        for _, output in newcomer.outputs
+        if isinstance(output, Send) and isinstance(output.message, Ping)
+        for record in output.message.updates
+    }
+    assert told <= {newcomer.id, peers[0].id}, "the boot peer may have called before its answer came"
 
 
 def test_a_lone_peer_sends_nothing() -> None:
