@@ -25,7 +25,7 @@ LEAVING_S = 10.0
 
 
 def pytest_configure() -> None:
-    """A shell ignores SIGINT for what runs in its background, and every process of a test would inherit that."""
+    """A shell ignores SIGINT for its background, and every process of a test would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
