@@ -107,7 +107,8 @@ def _table(outcome: Outcome) -> str:
         ("a newcomer is in every view", _spread(outcome.join_spread_s)),
         ("the first notices a death", _spread(outcome.first_detection_s)),
         ("a dead peer is out of every view", _spread(outcome.detection_s)),
-        ("living peers dropped from a view", str(outcome.false_positives)),
+        ("declared dead, and could answer", str(outcome.false_positives)),
+        ("views that lost a living peer for a while", str(outcome.living_dropped)),
         ("messages per peer and second", f"{outcome.messages_per_peer_s:.2f}"),
         ("bytes per peer and second", f"{outcome.bytes_per_peer_s:.0f}"),
     ]

@@ -64,6 +64,7 @@ class Calls:
     ) -> None:
         """`out` receives each `Send`; whoever owns it hands them on."""
         self.model_version = 0
+        self._last_sender = Sender(known.me)
         self._known = known
         self._reach = reach
         self._params = params
@@ -84,7 +85,10 @@ class Calls:
         """What we say of ourselves to somebody here, or elsewhere."""
         me = self._known.me if to_loopback else self._known.me_elsewhere
         if not with_candidates:
-            return Sender(me, self.model_version)
+            last = self._last_sender
+            if last.record is not me or last.model_version != self.model_version:
+                last = self._last_sender = Sender(me, self.model_version)
+            return last
         candidates = self._reach.unconfirmed()
         if not to_loopback:
             candidates = tuple(candidate for candidate in candidates if not candidate.is_loopback)
@@ -116,7 +120,7 @@ class Calls:
         self._send(
             Pending(purpose, address, now, peer_id, asker=asker),
             Ping(sender, peer_id, address, updates),
-            timeout_s or self._params.probe_timeout_s + self._params.relay_timeout_s,
+            timeout_s or self._params.probe_s,
         )
 
     def ping_member(self, purpose: Purpose, peer_id: PeerId, now: float) -> None:

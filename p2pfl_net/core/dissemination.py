@@ -10,7 +10,7 @@ from dataclasses import replace
 from random import Random
 
 from p2pfl_net.core.counters import Counters
-from p2pfl_net.core.events import Note, Output, PeersChanged
+from p2pfl_net.core.events import Note, Output
 from p2pfl_net.core.gossip import GossipBuffer, visible_to, without_loopback
 from p2pfl_net.core.healing import LastKnown
 from p2pfl_net.core.health import LocalHealth
@@ -41,6 +41,8 @@ class Dissemination:
         self.last_known = LastKnown(params, random)
         self.offers_left = params.candidate_offers
         """Probes that still offer our unconfirmed addresses."""
+        self.list_changed = False
+        """Whether readers of the peer list must hear of it: once for a message, however much that brings."""
         self._gossip_at: float | None = None
         self._budget = float(params.gossip_burst)
         self._budget_at = 0.0
@@ -110,11 +112,12 @@ class Dissemination:
         over_loopback = is_loopback(host)
         source = source_of(host)
         said = sender.record if over_loopback else without_loopback(sender.record)
-        self.merge(said, now, source=source, whole=over_loopback, spread=spread)
-        me, table = self._me.peer_id, self.table
+        me, table, known = self._me.peer_id, self.table, self.table.known
+        if known.get(said.peer_id) is not said:
+            self.merge(said, now, source=source, whole=over_loopback, spread=spread)
         self._counters.updates_received += len(updates)
-        for record in updates:
-            if table.get(record.peer_id) is record:
+        for record in [update for update in updates if known.get(update.peer_id) is not update]:
+            if table.has(record):
                 continue
             if record.peer_id != me:
                 visible = visible_to(record, to_loopback=over_loopback)
@@ -149,7 +152,7 @@ class Dissemination:
         assert held is not None
         if spread:
             self._spread(record if change is Change.CONFIRMED else held, now)
-        self._out.append(PeersChanged())
+        self.list_changed = True
         self._follow(change, held, now)
         if change not in (Change.UPDATED, Change.CONFIRMED):
             self._tell(change, held)
@@ -187,11 +190,13 @@ class Dissemination:
         self.merge(replace(record, status=Status.SUSPECT, suspected_by=self._me.peer_id), now)
         self.table.witness(peer_id, witnesses, refused=refused)
 
-    def expire(self, now: float) -> None:
+    def expire(self, now: float) -> list[PeerId]:
         """Declares dead whose time ran out, and forgets the long dead and all news of them: what is not
-        in the table must not fill the buffer."""
-        for record in self.table.expire(now):
+        in the table must not fill the buffer. Returns suspects to probe once more."""
+        dead, doubtful = self.table.expire(now)
+        for record in dead:
             self.merge(record, now)
+        return doubtful
 
     def _defend(self, record: Record, now: float) -> None:
         """Refutes what is said of us, and outlives the record of an earlier life (SWIM, 4.2)."""
@@ -200,6 +205,7 @@ class Dissemination:
         self.offers_left = self._params.candidate_offers  # perhaps somebody does not reach us
         if record.incarnation == self._me.incarnation and record.status is not Status.ALIVE:
             self._counters.refutations += 1
+            self._budget = max(self._budget, float(self._params.gossip_defence))
             self._health.degrade()
         self.renew(replace(self._me, incarnation=record.incarnation), now)
 
@@ -211,7 +217,7 @@ class Dissemination:
         if record.incarnation >= MAX_INCARNATION:
             return
         self.say(replace(record, incarnation=record.incarnation + 1))
-        self._out.append(PeersChanged())
+        self.list_changed = True
         self._spread(self._me, now)
 
     def _spread(self, record: Record, now: float) -> None:
@@ -243,14 +249,9 @@ class Dissemination:
 
     def everything(self, reader: PeerId | None, *, to_loopback: bool) -> tuple[Record, ...]:
         """All live peers that `reader` can reach, but itself, and the dead that are remembered."""
-        told: list[Record] = []
-        for record in self.table.live_records():
-            visible = visible_to(record, to_loopback=to_loopback)
-            if visible is not None and record.peer_id != reader:
-                told.append(visible)
-        told.extend(
-            record if to_loopback else without_loopback(record)
-            for record in self.table.tombstones()
-            if record.peer_id != reader
-        )
-        return tuple(told)
+        left = Status.LEFT
+        told = [r for r in self.table.known.values() if r.status is not left and r.peer_id != reader]
+        if to_loopback:
+            return tuple(told)
+        visible = [visible_to(r, to_loopback=False) if r.has_loopback else r for r in told]
+        return tuple([record for record in visible if record is not None])

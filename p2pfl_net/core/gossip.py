@@ -12,54 +12,69 @@ from p2pfl_net.core.messages import Record
 
 
 class GossipBuffer:
-    """Updates by the number of times each has been sent."""
+    """Updates by the number of times each has been sent.
+
+    Three lists side by side, for a message mostly takes all there is: that is one copy.
+    """
 
     def __init__(self) -> None:
-        self._sent: dict[PeerId, int] = {}
-        self._levels: list[dict[PeerId, tuple[Record, Record | None]]] = []
-        """By times sent: what may be told on this machine, and what elsewhere."""
+        self._turn = 0
+        """Messages so far."""
+        self._ids: list[PeerId] = []
+        self._records: list[Record] = []
+        self._since: list[int] = []
+        """Since which turn each has been sent in every one; the least often sent come first."""
+        self._about: set[PeerId] = set()
+        self._elsewhere: dict[PeerId, Record | None] = {}
+        """What other machines may hear, where that is not the same; None: nothing."""
 
     def __len__(self) -> int:
-        return len(self._sent)
+        return len(self._ids)
 
     def put(self, record: Record) -> None:
         """Spreads `record` from now on, in place of anything older about the same peer."""
-        self.discard(record.peer_id)
-        self._place(record.peer_id, 0, (record, visible_to(record, to_loopback=False)))
+        peer_id = record.peer_id
+        self.discard(peer_id)
+        self._ids.insert(0, peer_id)
+        self._records.insert(0, record)
+        self._since.insert(0, self._turn)
+        self._about.add(peer_id)
+        if record.has_loopback:
+            self._elsewhere[peer_id] = visible_to(record, to_loopback=False)
 
     def discard(self, peer_id: PeerId) -> None:
         """Spreads nothing about this peer any more."""
-        sent = self._sent.pop(peer_id, None)
-        if sent is not None:
-            del self._levels[sent][peer_id]
+        if peer_id in self._about:
+            self._drop(self._ids.index(peer_id))
 
     def take(self, limit: int, retransmissions: int, *, to_loopback: bool) -> tuple[Record, ...]:
         """At most `limit` updates for one message, the least often sent first; counts them as sent."""
-        if not self._sent:
+        if not self._ids:
             return ()
-        taken: list[tuple[PeerId, int]] = []
-        for sent, level in enumerate(self._levels):
-            for peer_id in level:
-                if len(taken) == limit:
-                    break
-                taken.append((peer_id, sent))
-        chosen: list[Record] = []
-        for peer_id, sent in taken:
-            update = self._levels[sent].pop(peer_id)
-            visible = update[0] if to_loopback else update[1]
-            if visible is not None:
-                chosen.append(visible)
-            if sent + 1 >= retransmissions:
-                del self._sent[peer_id]
-            else:
-                self._place(peer_id, sent + 1, update)
-        return tuple(chosen)
+        taken = self._records[:limit]
+        if self._elsewhere and not to_loopback:
+            elsewhere = [self._elsewhere.get(record.peer_id, record) for record in taken]
+            taken = [record for record in elsewhere if record is not None]
+        self._turn += 1
+        if len(self._ids) > limit:
+            self._wait_from(limit)
+        while self._ids and self._turn - self._since[-1] >= retransmissions:
+            self._drop(-1)
+        return tuple(taken)
 
-    def _place(self, peer_id: PeerId, sent: int, update: tuple[Record, Record | None]) -> None:
-        while len(self._levels) <= sent:
-            self._levels.append({})
-        self._levels[sent][peer_id] = update
-        self._sent[peer_id] = sent
+    def _wait_from(self, limit: int) -> None:
+        """Those from `limit` on were left out this time, so some before them are more often sent now."""
+        since = self._since[:limit] + [turn + 1 for turn in self._since[limit:]]
+        order = sorted(range(len(since)), key=since.__getitem__, reverse=True)
+        self._ids = [self._ids[place] for place in order]
+        self._records = [self._records[place] for place in order]
+        self._since = [since[place] for place in order]
+
+    def _drop(self, place: int) -> None:
+        peer_id = self._ids.pop(place)
+        del self._records[place], self._since[place]
+        self._about.discard(peer_id)
+        self._elsewhere.pop(peer_id, None)
 
 
 def visible_to(record: Record, *, to_loopback: bool) -> Record | None:
@@ -67,12 +82,12 @@ def visible_to(record: Record, *, to_loopback: bool) -> Record | None:
 
     None when a live peer could not be reached by what is left.
     """
-    visible = record if to_loopback else without_loopback(record)
+    visible = record if to_loopback or not record.has_loopback else without_loopback(record)
     return None if visible.is_live and not visible.addresses else visible
 
 
 def without_loopback(record: Record) -> Record:
-    if not any(address.is_loopback for address in record.addresses):
+    if not record.has_loopback:
         return record
     return replace_addresses(record, tuple(a for a in record.addresses if not a.is_loopback))
 

@@ -13,6 +13,7 @@ from random import Random
 
 from p2pfl_net.core.ids import Address, PeerId
 from p2pfl_net.core.params import Params
+from p2pfl_net.core.times import soonest
 
 ADDRESSES_OF_ONE = 2
 """Of a lost peer's addresses: the one that worked, and one more."""
@@ -33,6 +34,10 @@ class LastKnown:
         self._params = params
         self._random = random
         self._attempts: dict[Address, _Attempts] = {}
+        self._soonest: float | None = None
+        """When the first of them is due: asked after every event."""
+        self._lost: set[PeerId | None] = set()
+        """Who was there."""
         self._not_before = 0.0
 
     def __len__(self) -> int:
@@ -54,22 +59,29 @@ class LastKnown:
                 continue
             if len(self._attempts) >= self._params.max_lost:
                 del self._attempts[self._random.choice(list(self._attempts))]
+                self._changed()
             due = now if at_once else now + first_s * (0.5 + self._random.random())
             self._attempts[address] = _Attempts(due, first_s, now + self._params.lost_for_s, peer_id)
+            self._soonest = soonest(self._soonest, due)
+            self._lost.add(peer_id)
 
     def found(self, peer_id: PeerId) -> None:
         """The peer is back, or has left for good."""
-        if self._attempts:
+        if peer_id in self._lost:
             self._attempts = {a: entry for a, entry in self._attempts.items() if entry.peer_id != peer_id}
+            self._changed()
 
     def answered(self, address: Address) -> None:
         """Somebody lives there and knows us now."""
         self._attempts.pop(address, None)
+        self._changed()
 
     def next_due(self) -> float | None:
-        if not self._attempts:
-            return None
-        return max(self._not_before, min(entry.due for entry in self._attempts.values()))
+        return None if self._soonest is None else max(self._not_before, self._soonest)
+
+    def _changed(self) -> None:
+        self._soonest = min((entry.due for entry in self._attempts.values()), default=None)
+        self._lost = {entry.peer_id for entry in self._attempts.values()}
 
     def take(self, now: float, live: int, is_known: Callable[[Address], bool]) -> Address | None:
         """The address to try now, and later again; None: none is due, somebody we know lives there, or it
@@ -77,13 +89,19 @@ class LastKnown:
         due = self.next_due()
         if due is None or now < due:
             return None
-        address, entry = min(self._attempts.items(), key=lambda item: item[1].due)
-        if now >= entry.give_up_at or is_known(address):
-            del self._attempts[address]
-            return None
-        entry.due = now + entry.pause_s * (0.75 + 0.5 * self._random.random())
-        entry.pause_s = min(2 * entry.pause_s, self._params.heal_max_s)
-        if entry.peer_id is not None and self._random.random() * (live + 1) >= self._params.heal_attempts:
-            return None
         self._not_before = now + self._params.heal_spacing_s
-        return address
+        share = self._params.heal_attempts / (live + 1)
+        taken: Address | None = None
+        for address, entry in sorted(self._attempts.items(), key=lambda item: item[1].due):
+            if entry.due > now or taken is not None:
+                break
+            is_ours = entry.peer_id is None or self._random.random() < share
+            if now >= entry.give_up_at or (is_ours and is_known(address)):
+                del self._attempts[address]
+                continue
+            entry.due = now + entry.pause_s * (0.75 + 0.5 * self._random.random())
+            entry.pause_s = min(2 * entry.pause_s, self._params.heal_max_s)
+            if is_ours:
+                taken = address
+        self._changed()
+        return taken

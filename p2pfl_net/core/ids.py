@@ -24,8 +24,8 @@ MAX_TAGS = 8
 
 _MAX_LITERAL = 64
 """No IP literal is longer, a zone included."""
-_CACHED_HOSTS = 4096
-"""Each message names the same few hosts again; parsing them was a third of the core's time."""
+_CACHED_HOSTS = 32768
+"""Each message names the same hosts again; parsing them was a third of the core's time. More than a table's."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -43,6 +43,7 @@ class Address:
         return is_loopback(self.host)
 
 
+@lru_cache(maxsize=_CACHED_HOSTS)
 def is_loopback(host: str) -> bool:
     """Whether `host` means this machine only."""
     if host.startswith("127.") or host in ("localhost", "::1"):

@@ -17,6 +17,7 @@ from p2pfl_net.core.ids import Address, is_loopback, source_of
 from p2pfl_net.core.messages import Join, JoinReply, Record
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.reachability import Reachability
+from p2pfl_net.core.times import soonest
 
 
 class Joining:
@@ -45,8 +46,11 @@ class Joining:
         self._next_sync_at: float | None = None
 
     def start(self, event: Start, now: float) -> None:
-        self._next_sync_at = now + self._params.sync_interval_s * (0.5 + 0.5 * self._random.random())
+        soonest_s = 0.5 * self._params.sync_interval_s
+        period_s = self._params.sync_s(len(self._known.table.live))
+        self._next_sync_at = now + soonest_s + (period_s - soonest_s) * self._random.random()
         if event.boot or event.remembered:
+            self._next_sync_at = now + self._params.first_sync_s * (0.5 + self._random.random())
             self._boot = BootAttempts.begin(event, self._params, now)
             self._send_join(now)
         else:
@@ -57,13 +61,9 @@ class Joining:
         self._next_boot_at = self._next_sync_at = None
 
     def wakeup(self) -> float | None:
-        times = (
-            self._next_boot_at,
-            self._boot.verdict_at if self._boot is not None else None,
-            self._next_sync_at,
-            self._next_heal_at(),
-        )
-        return min((time for time in times if time is not None), default=None)
+        if self._boot is None:
+            return soonest(self._next_sync_at, self._next_heal_at())
+        return soonest(self._next_boot_at, self._boot.verdict_at, self._next_sync_at, self._next_heal_at())
 
     def _next_heal_at(self) -> float | None:
         is_up = self._next_sync_at is not None

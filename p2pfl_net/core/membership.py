@@ -23,6 +23,7 @@ from p2pfl_net.core.events import (
     ModelPublished,
     Note,
     Output,
+    PeersChanged,
     Received,
     Refuse,
     Reply,
@@ -37,6 +38,7 @@ from p2pfl_net.core.params import Params
 from p2pfl_net.core.probing import Prober
 from p2pfl_net.core.reachability import Reachability
 from p2pfl_net.core.table import Table
+from p2pfl_net.core.times import soonest
 
 
 class Membership:
@@ -61,6 +63,8 @@ class Membership:
         self._known = Dissemination(
             record, params, random, self._out, health=self.health, counters=self.counters
         )
+        self.table: Table = self._known.table
+        """The other peers."""
         self._calls = Calls(self._known, reachability, params, self.counters, self._out)
         self._prober = Prober(self._known, self._calls, self.health, params, self.counters, random)
         self._joining = Joining(
@@ -75,22 +79,15 @@ class Membership:
         """This peer's own record."""
         return self._known.me
 
-    @property
-    def table(self) -> Table:
-        """The other peers."""
-        return self._known.table
-
     def wakeup(self) -> float | None:
         """When `tick` is due, None: only after another event."""
-        alive = self._known.me.status is Status.ALIVE
-        times = (
+        return soonest(
             self._joining.wakeup(),
             self._prober.wakeup(),
-            self._known.wakeup() if alive else None,
+            self._known.wakeup() if self._known.me.status is Status.ALIVE else None,
             self._stop_at,
             self.table.next_deadline(),
         )
-        return min((time for time in times if time is not None), default=None)
 
     # inputs ----------------------------------------------------------------------------------------
 
@@ -107,7 +104,10 @@ class Membership:
         self.table.postpone(seconds)
 
     def tick(self, now: float) -> list[Output]:
-        self._known.expire(now)
+        doubtful = self._known.expire(now)
+        if self.me.status is Status.ALIVE:
+            for peer_id in doubtful[: max(0, self._params.max_probes - len(self._prober))]:
+                self._prober.begin(peer_id, now)
         self._joining.tick(now)
         self._prober.tick(now)
         turns = self._known.take_turn(now) if self.me.status is Status.ALIVE else 0
@@ -287,6 +287,9 @@ class Membership:
         self._out.append(Stopped())
 
     def _take_outputs(self) -> list[Output]:
+        if self._known.list_changed:
+            self._known.list_changed = False
+            self._out.append(PeersChanged())
         outputs = self._out[:]
         self._out.clear()
         return outputs

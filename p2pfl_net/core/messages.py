@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
@@ -34,6 +34,12 @@ class Record:
     """What the peer trains for, in its operator's words; sorted."""
     suspected_by: PeerId | None = None
     """Of a suspicion: who could not reach the peer. Those who agree count (see `suspicion`)."""
+    has_loopback: bool = field(init=False, repr=False, compare=False)
+    """Whether any of its addresses means one machine only."""
+
+    def __post_init__(self) -> None:
+        has_loopback = any(address.is_loopback for address in self.addresses)
+        object.__setattr__(self, "has_loopback", has_loopback)  # asked of thousands of records at once
 
     @property
     def is_live(self) -> bool:

@@ -31,6 +31,7 @@ from p2pfl_net.core.membership import Membership
 from p2pfl_net.core.messages import Record
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.reachability import Reachability
+from p2pfl_net.core.times import soonest
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,7 @@ class Node:
         if self._due is not None and now - self._due > self._params.pause_s:
             self.membership.stood_still(now - self._due)
         outputs = self._handle(event, now)
-        times = (self.membership.wakeup(), self._collector.wakeup())
-        self._due = min((time for time in times if time is not None), default=None)
+        self._due = soonest(self.membership.wakeup(), self._collector.wakeup())
         return outputs
 
     def _handle(self, event: Event, now: float) -> list[Output]:

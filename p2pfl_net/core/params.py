@@ -22,6 +22,9 @@ class Params:
     """How long a helper's own ping may take: it answers in time also when it fails (Lifeguard: 80 %)."""
     relays: int = 3
     """Helpers asked (SWIM's k; memberlist's `IndirectChecks`)."""
+    max_probes: int = 16
+    """Probes under way beyond which no suspect gets a last chance: where halves of a network meet again, each
+    suspects all of the other. A guess."""
     max_relays: int = 8
     """Pings for others under way: each holds a thread for calls."""
     suspicion_factor: float = 3.0
@@ -44,21 +47,29 @@ class Params:
     datagrams cost a tenth of a call."""
     gossip_fan_out: int = 2
     """Peers that each gossip goes to (memberlist's `GossipNodes` is 3, for datagrams that get lost)."""
-    gossip_burst: int = 10
-    """Extra gossip that may come at once when there was none for a while: news reaches a thousand peers."""
-    gossip_rate: float = 1.0
-    """Extra gossip a second in the long run: in a network that never rests, what a peer sends stays the same
-    however large it is."""
+    gossip_burst: int = 14
+    """Extra gossip that may come at once when there was none for a while: a suspicion, and the death that
+    comes of it, reach a thousand peers."""
+    gossip_rate: float = 0.5
+    """Extra gossip a second in the long run, half of the probes: in a network that never rests, what a
+    peer sends stays nearly the same however large it is."""
+    gossip_defence: int = 4
+    """Of these, what a peer may always send that refutes a suspicion against itself: it has little time. A
+    guess: seconds sooner than with its probes alone."""
     max_gossip_pending: int = 3
     """Gossip waits while so many of its calls are unanswered: on a saturated machine it must not add to
     what makes probes late, or suspicion breeds news and news suspicion."""
-    retransmit_factor: int = 4
-    """λ: each update is sent at most λ·(1 + ⌈log₁₀(n+1)⌉) times (SWIM, 4.1). One λ more than memberlist's: a
-    peer that gets it from r senders by chance misses it with e^-r, and there are many peers and updates."""
+    retransmit_margin: float = 10.0
+    """c: each peer sends an update ln n + c times, and it reaches all n with the probability e^(-e^-c), here
+    0.99995 (Kermarrec, Massoulié, Ganesh: Probabilistic Reliable Dissemination in Large-Scale Systems, 2003);
+    the exchanges tell who is left. SWIM, 4.1, has a multiple of log n."""
     max_updates: int = 64
     """Updates in one message: bounds a ping to some 8 KB."""
     sync_interval_s: float = 30.0
     """Period of the exchange of all that is known with one random peer (memberlist's `PushPullInterval`)."""
+    first_sync_s: float = 3.0
+    """When a newcomer asks once more, about: what spread while it joined may have passed it by. A guess:
+    longer than many peers need that start together."""
     sync_scale_from: int = 32
     """In larger networks it is rarer: each doubling adds one interval (memberlist's `pushPullScale`)."""
 
@@ -121,9 +132,14 @@ class Params:
     """Pause before a peer that was too busy to serve is asked again when no other is left."""
     max_refusals_noted: int = 1000
 
+    @property
+    def probe_s(self) -> float:
+        """How long a probe takes at most, when this peer is well."""
+        return self.probe_timeout_s + self.relay_timeout_s
+
     def retransmissions(self, live: int) -> int:
         """How often one update is sent in a network of `live` peers."""
-        return self.retransmit_factor * (1 + math.ceil(math.log10(live + 2)))
+        return math.ceil(math.log(live + 1) + self.retransmit_margin)
 
     def suspicion_s(self, live: int) -> float:
         """How long a suspect has at least to refute in a network of `live` peers."""

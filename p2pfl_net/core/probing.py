@@ -59,6 +59,10 @@ class Prober:
         self._probes: dict[PeerId, _Probe] = {}
         self._next_at: float | None = None
 
+    def __len__(self) -> int:
+        """How many are under way."""
+        return len(self._probes)
+
     def start(self, now: float) -> None:
         self._next_at = now + self._params.probe_interval_s * self._random.random()
 

@@ -27,13 +27,49 @@ class Suspicion:
     """Who said so, the first one included; no more than matter."""
     witnesses: int = 0
     """Helpers that told us directly that they could not reach it either."""
+    probed: bool = False
+    """Whether we have tried to reach it ourselves: else it is others' word."""
+    asked_again: bool = False
+    """Whether the peer had its last chance."""
+    hold_until: float = 0.0
+    """Until when it has it."""
 
     def agree(self, accuser: PeerId | None) -> bool:
         """Notes one more accuser. Whether that is news to pass on."""
-        if accuser is None or accuser in self.accusers or len(self.accusers) > self.wanted:
+        if not self.counts(accuser):
             return False
+        assert accuser is not None
         self.accusers.add(accuser)
         return True
+
+    def counts(self, accuser: PeerId | None) -> bool:
+        """Whether one more word of `accuser` would matter."""
+        return accuser is not None and accuser not in self.accusers and len(self.accusers) <= self.wanted
+
+    def next_at(self, probe_s: float) -> float:
+        """When something is to be done: the deadline, or before it a last probe, which takes `probe_s`.
+
+        The peer may have come back meanwhile, and nobody have told it what is held against it. Who has
+        just been probed is not asked again.
+        """
+        last_chance = self.deadline - probe_s
+        if self.asked_again or (self.probed and last_chance < self.began + probe_s):
+            return max(self.deadline, self.hold_until)
+        return max(self.began, last_chance)
+
+    def ask_again(self, now: float, probe_s: float) -> bool:
+        """Whether it is time for the last probe; counts it as begun."""
+        if self.asked_again or now < self.next_at(probe_s):
+            return False
+        if self.probed and self.deadline - probe_s < self.began + probe_s:
+            return False
+        self.asked_again, self.hold_until = True, now + probe_s
+        return True
+
+    def failed_again(self, witnesses: int) -> None:
+        """Our own probe failed, and that of `witnesses` helpers."""
+        self.probed, self.hold_until = True, 0.0
+        self.witnesses = max(self.witnesses, witnesses)
 
     @property
     def deadline(self) -> float:

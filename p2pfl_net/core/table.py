@@ -85,6 +85,19 @@ class Table:
     def get(self, peer_id: PeerId) -> Record | None:
         return self._records.get(peer_id)
 
+    def has(self, record: Record) -> bool:
+        """Whether `record` is no news: most that is heard is not, so this costs little."""
+        held = self._records.get(record.peer_id)
+        if held is None:
+            return False
+        if held.incarnation != record.incarnation:
+            return held.incarnation > record.incarnation
+        if held.status is not record.status:
+            return held.status > record.status
+        if held.status is Status.SUSPECT and self._suspicions[record.peer_id].counts(record.suspected_by):
+            return False
+        return held.addresses == record.addresses
+
     def contact(self, peer_id: PeerId) -> Contact:
         """What direct exchanges have shown; not to be changed."""
         return self._contacts.get(peer_id, NO_CONTACT)
@@ -96,9 +109,10 @@ class Table:
     def live_records(self) -> Iterator[Record]:
         return (self._records[peer_id] for peer_id in self.live.members())
 
-    def tombstones(self) -> Iterator[Record]:
-        """Records of the dead that are still remembered."""
-        return (r for r in self._records.values() if r.status is Status.DEAD)
+    @property
+    def known(self) -> Mapping[PeerId, Record]:
+        """Records of the live, and of the gone that are still remembered."""
+        return self._records
 
     def addresses(self, peer_id: PeerId) -> tuple[Address, ...]:
         """Candidate addresses of a known peer, the one that last worked first."""
@@ -169,7 +183,7 @@ class Table:
             return self._join_addresses(old, record)
         if not record.addresses:  # somebody's word of a death may carry none
             record = replace_addresses(record, old.addresses)
-        elif not whole:
+        elif old.has_loopback and not whole:
             ports = {address.port for address in record.addresses}  # at another port lives another life
             here = (a for a in old.addresses if a.is_loopback and a.port in ports)
             loopback = tuple(a for a in here if a not in record.addresses)
@@ -254,10 +268,10 @@ class Table:
         suspicion = self._suspicions.get(peer_id)
         if suspicion is None:
             return
-        suspicion.witnesses = max(suspicion.witnesses, witnesses)
+        suspicion.failed_again(witnesses)
         if refused:
             suspicion.minimum_s = min(suspicion.minimum_s, self._params.refused_s(len(self.live)))
-        self._push(suspicion.deadline, self._records[peer_id])
+        self._push(suspicion.next_at(self._params.probe_s), self._records[peer_id])
 
     def postpone(self, seconds: float) -> None:
         """We were not there to hear refutations for so long."""
@@ -269,7 +283,7 @@ class Table:
         suspicion = self._suspicions.get(record.peer_id)
         if suspicion is None or not suspicion.agree(record.suspected_by):
             return False
-        self._push(suspicion.deadline, record)
+        self._push(suspicion.next_at(self._params.probe_s), record)
         return True
 
     def _schedule(self, record: Record, now: float) -> None:
@@ -288,7 +302,7 @@ class Table:
             wanted=min(self._params.confirmations, live - 1),
         )
         suspicion.agree(record.suspected_by)
-        self._push(suspicion.deadline, record)
+        self._push(suspicion.next_at(self._params.probe_s), record)
 
     def _push(self, time: float, record: Record) -> None:
         self._entered += 1
@@ -297,7 +311,7 @@ class Table:
         if len(self._deadlines) > 2 * len(self._records) + 64:  # peers that come and go leave old ones
             entries = sorted(self._deadlines, reverse=True)
             soonest = {entry[2]: entry for entry in entries if self._is_current(entry)}
-            self._deadlines = list(soonest.values())
+            self._deadlines[:] = soonest.values()
             heapq.heapify(self._deadlines)
 
     def _is_current(self, entry: tuple[float, int, PeerId, int, Status]) -> bool:
@@ -308,20 +322,26 @@ class Table:
         """When the next suspicion or tombstone may run out."""
         return self._deadlines[0][0] if self._deadlines else None
 
-    def expire(self, now: float) -> list[Record]:
-        """Suspects whose time ran out, as records of their death to merge. The dead of old are
-        forgotten."""
+    def expire(self, now: float) -> tuple[list[Record], list[PeerId]]:
+        """Suspects whose time ran out, as records of their death to merge, and those who are to be probed
+        once more before. The dead of old are forgotten."""
         dead: dict[PeerId, Record] = {}
-        while self._deadlines and self._deadlines[0][0] <= now:
-            entry = heapq.heappop(self._deadlines)
+        doubtful: list[PeerId] = []
+        deadlines = self._deadlines
+        while deadlines and (deadlines[0][0] <= now or not self._is_current(deadlines[0])):
+            entry = heapq.heappop(deadlines)
             if not self._is_current(entry):
                 continue
             _, _, peer_id, _, status = entry
-            record = self._records[peer_id]
             if status is not Status.SUSPECT:
                 self.forget(peer_id)
-            elif self._suspicions[peer_id].deadline > now:
-                self._push(self._suspicions[peer_id].deadline, record)
-            else:
+                continue
+            record, suspicion = self._records[peer_id], self._suspicions[peer_id]
+            if suspicion.ask_again(now, self._params.probe_s):
+                doubtful.append(peer_id)
+            due = suspicion.next_at(self._params.probe_s)
+            if due <= now:
                 dead[peer_id] = replace(record, status=Status.DEAD, suspected_by=None)
-        return list(dead.values())
+            else:
+                self._push(due, record)
+        return list(dead.values()), doubtful

@@ -10,7 +10,7 @@ import ifaddr
 
 from p2pfl_net.core.reachability import LOOPBACK
 
-LOOK_S = 10.0
+LOOK_S = 5.0
 """Between two looks at the interfaces, each below a millisecond of processor. A guess: a peer that moved goes
 on calling others each second, and so refutes what they suspect; only who fetches from it must wait."""
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from p2pfl_net.core.events import Note, Output
+from p2pfl_net.core.events import Note, Output, Tick
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.core.params import Params
 from p2pfl_net.sim.conditions import Conditions
 from p2pfl_net.sim.network import SimNetwork, SimPeer
+from p2pfl_net.sim.views import Views
 
 MINUTE_S = 60.0
 JOIN_WINDOW_S = 10.0
@@ -59,7 +60,10 @@ class Outcome:
     detection_s: list[float] = field(default_factory=list)
     """How long each dead peer took to be out of every view."""
     false_positives: int = 0
-    """Views that dropped a peer which ran and could be reached."""
+    """How often a peer declared another one dead that could be reached, and could have refuted in time."""
+    living_dropped: int = 0
+    """Views that lost a peer which ran and could be reached: by such a mistake, or by news of a death that
+    was right when it was told, and is no longer."""
     messages_per_peer_s: float = 0.0
     """Requests and replies."""
     bytes_per_peer_s: float = 0.0
@@ -83,8 +87,7 @@ class Cluster:
         self.network = SimNetwork(seed, conditions, params, observe=self._observe, trace=trace)
         self.outcome = Outcome(scenario.peers, seed=seed)
         self._by_id: dict[PeerId, SimPeer] = {}
-        self._knowers: dict[PeerId, int] = {}
-        """In how many views of live peers each peer is."""
+        self._views = Views()
         self._died: dict[PeerId, float] = {}
         self._noticed: set[PeerId] = set()
         self._arrived: dict[PeerId, float] = {}
@@ -116,16 +119,9 @@ class Cluster:
         self.outcome.virtual_seconds = network.now
         return self.outcome
 
-    def is_right(self) -> bool:
-        """Whether every live peer's view holds exactly the other live peers."""
-        others = len(self.live) - 1
-        return all(
-            self._knowers[peer_id] == (others if peer.alive else 0) for peer_id, peer in self._by_id.items()
-        )
-
     def _look(self) -> None:
         """Notes since when all views have been right."""
-        if not self.is_right():
+        if not self._views.are_right():
             self._right_at = None
         elif self._right_at is None:
             self._right_at = self.network.now
@@ -134,12 +130,12 @@ class Cluster:
 
     def _begin(self) -> None:
         network, scenario = self.network, self.scenario
-        peers = [self._add() for _ in range(scenario.peers)]
+        known = scenario.peers - 1 if scenario.joined else 0
+        peers = [self._add(known) for _ in range(scenario.peers)]
         if scenario.joined:
             records = {peer.id: peer.node.membership.me for peer in peers}
             for peer in peers:
                 peer.node.membership.table.preload(records, network.random)
-                self._knowers[peer.id] = scenario.peers - 1
                 network.start(peer)
             return
         for number, peer in enumerate(peers):
@@ -147,15 +143,15 @@ class Cluster:
             network.at(at, self._start, peer, peers[:number])
             self._changed_at = at
 
-    def _add(self) -> SimPeer:
+    def _add(self, knowers: int = 0) -> SimPeer:
         peer = self.network.add()
         self._by_id[peer.id] = peer
-        self._knowers[peer.id] = 0
+        self._views.add(peer.id, knowers)
         return peer
 
     def _start(self, peer: SimPeer, earlier: list[SimPeer]) -> None:
         network = self.network
-        alive = [other for other in earlier if other.runs]
+        alive = [other for other in earlier if other.runs and other.joined]
         boot = [network.random.choice(alive).address] if alive else []
         self._arrived[peer.id] = network.now
         network.start(peer, boot)
@@ -177,10 +173,10 @@ class Cluster:
 
     def _some(self, share: float) -> list[SimPeer]:
         runs = [peer for peer in self.live if peer.runs and peer.joined]
-        return self.network.random.sample(runs, min(len(runs) - 1, round(share * len(runs))))
+        return self.network.random.sample(runs, min(len(runs) - 1, max(1, round(share * len(runs)))))
 
     def _replace(self, by_kill: bool) -> None:
-        (gone,) = self._some(1.0 / len(self.live))
+        (gone,) = self._some(1.0 / self._views.live)
         if by_kill:
             self._kill(gone)
         else:
@@ -197,11 +193,9 @@ class Cluster:
         self._buried(peer)
 
     def _buried(self, peer: SimPeer) -> None:
-        """A peer runs no more: its view does not count, and it should be in nobody's."""
         self._died.setdefault(peer.id, self.network.now)
         self._arrived.pop(peer.id, None)
-        for peer_id in peer.node.membership.table.live.members():
-            self._knowers[peer_id] -= 1
+        self._views.bury(peer.id, peer.node.membership.table.live.members())
         self._changed_at = self.network.now
 
     def _join_many(self, count: int) -> None:
@@ -238,25 +232,34 @@ class Cluster:
             self._left(viewer, PeerId(str(output.fields["peer"])), is_lost=output.event == "peer_lost")
 
     def _entered(self, peer_id: PeerId) -> None:
-        self._knowers[peer_id] += 1
+        knowers = self._views.entered(peer_id)
         arrived = self._arrived.get(peer_id)
-        if arrived is not None and self._knowers[peer_id] >= len(self.live) - 1:
+        if arrived is not None and knowers >= self._views.live - 1:
             del self._arrived[peer_id]
             self.outcome.join_spread_s.append(self.network.now - arrived)
 
     def _left(self, viewer: SimPeer, peer_id: PeerId, *, is_lost: bool) -> None:
-        self._knowers[peer_id] -= 1
+        knowers = self._views.left(peer_id)
         died = self._died.get(peer_id)
         if died is None:
             subject = self._by_id[peer_id]
             if is_lost and subject.runs and self.network.reaches(viewer, subject):
-                self.outcome.false_positives += 1
+                self.outcome.living_dropped += 1
+                self.outcome.false_positives += self._was_judged(subject)
             return
         if peer_id not in self._noticed:
             self._noticed.add(peer_id)
             self.outcome.first_detection_s.append(self.network.now - died)
-        if self._knowers[peer_id] == 0:
+        if knowers == 0:
             self.outcome.detection_s.append(self.network.now - died)
+
+    def _was_judged(self, subject: SimPeer) -> bool:
+        """Whether the death of a peer that lives is the viewer's own judgement, not news, and the peer could
+        answer for as long as a suspect has at least."""
+        network = self.network
+        able_s = network.now - max(subject.resumed_at, network.healed_at)
+        is_own = isinstance(network.handling, Tick)
+        return is_own and able_s > network.params.suspicion_s(self._views.live)
 
     def _measure_traffic(self) -> None:
         seconds = len(self.live) * self.network.now

@@ -64,6 +64,8 @@ class SimPeer:
     joined: bool = False
     resumes_at: float | None = None
     """Until when the process is stopped; None: it runs."""
+    resumed_at: float = 0.0
+    """Since when it runs without a stop."""
     island: int = 0
     """Which side of a partition it is on."""
     tick_at: float | None = None
@@ -105,6 +107,10 @@ class SimNetwork:
     ) -> None:
         """`observe` sees each `Note` and `Joined`; `trace` each event of every peer."""
         self.seed = seed
+        self.healed_at = 0.0
+        """When a partition last ended."""
+        self.handling: Event | None = None
+        """What the peer that is observed now was told."""
         self.now = 0.0
         self.params = params or Params()
         self.peers: list[SimPeer] = []
@@ -157,7 +163,7 @@ class SimNetwork:
         self.at(peer.resumes_at, self._resume, peer)
 
     def _resume(self, peer: SimPeer) -> None:
-        peer.resumes_at = None
+        peer.resumes_at, peer.resumed_at = None, self.now
         waiting, peer.waiting = peer.waiting, []
         for action in waiting:
             action()
@@ -172,6 +178,7 @@ class SimNetwork:
 
     def heal(self) -> None:
         self._is_split = False
+        self.healed_at = self.now
 
     # running ---------------------------------------------------------------------------------------
 
@@ -203,7 +210,9 @@ class SimNetwork:
         peer.clock = max(peer.clock, self.now * peer.rate, due)
         if self._trace is not None:
             self._trace(self.now, peer.index, "in", event)
-        for output in peer.node.handle(event, peer.clock):
+        outputs = peer.node.handle(event, peer.clock)
+        self.handling = event
+        for output in outputs:
             if self._trace is not None:
                 self._trace(self.now, peer.index, "out", output)
             self._carry_out(peer, output)

@@ -343,7 +343,7 @@ def test_a_machine_that_moves_is_followed_by_all(seed: int, size: int) -> None:
     assert network.run_until(network.converged, 10.0) is not None
     network.machine(*moved.machine.lan).silent = True  # where nobody is, nobody refuses
     moved.machine.lan = (NEW,)
-    network.run(10)
+    network.run(5)
     network.handle(moved, InterfacesChanged(moved.machine.interfaces))
 
     def followed() -> bool:

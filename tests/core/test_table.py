@@ -95,13 +95,18 @@ def test_a_suspect_is_dead_when_its_time_runs_out_and_forgotten_later() -> None:
     made = table(params)
     made.merge(Record(X, 1, Status.ALIVE, HOME), 0.0)
     made.merge(Record(X, 1, Status.SUSPECT, HOME), 0.0)
+    last_chance = made.next_deadline()
+    assert last_chance is not None
+    assert made.expire(last_chance - 0.001) == ([], [])
+    assert made.expire(last_chance) == ([], [X]), "it is probed once more"
     due = made.next_deadline()
     assert due is not None
-    assert made.expire(due - 0.001) == []
-    (dead,) = made.expire(due)
+    assert due >= last_chance + params.probe_s
+    assert made.expire(due - 0.001) == ([], [])
+    (dead,), _ = made.expire(due)
     assert made.merge(dead, due) is Change.LOST
     assert made.merge(Record(X, 1, Status.ALIVE, HOME), due) is None, "old news revives nobody"
-    assert made.expire(due + params.tombstone_s) == []
+    assert made.expire(due + params.tombstone_s) == ([], [])
     assert made.get(X) is None
 
 
@@ -109,7 +114,7 @@ def test_a_refuted_suspicion_never_runs_out() -> None:
     made = table()
     made.merge(Record(X, 1, Status.SUSPECT, HOME), 0.0)
     assert made.merge(Record(X, 2, Status.ALIVE, HOME), 0.0) is Change.REFUTED
-    assert made.expire(1e6) == []
+    assert made.expire(1e6) == ([], [])
     assert made.is_live(X)
 
 
