@@ -8,6 +8,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import grpc
 
@@ -88,6 +90,8 @@ class MembershipClient:
 
     def __init__(self) -> None:
         self._channels = Channels(MEMBERSHIP_OPTIONS)
+        self._methods: WeakKeyDictionary[grpc.Channel, dict[str, Any]] = WeakKeyDictionary()
+        """Of each channel: to make one costs as much as to encode a ping."""
 
     def call(self, address: Address, message: Request, timeout_s: float) -> Response:
         """Delivers one message and returns the answer. Of a host name each address is tried in turn.
@@ -105,12 +109,12 @@ class MembershipClient:
         return self._call(last, message, max(0.01, deadline - time.monotonic()))
 
     def _call(self, literal: Address, message: Request, timeout_s: float) -> Response:
-        channel = self._channels.to(literal)
-        # A zone (fe80::1%eth0) means something on this machine only.
-        message = replace(message, dialled=Address(literal.host.partition("%")[0], literal.port))
+        dialled = Address(literal.host.partition("%")[0], literal.port)
+        if message.dialled != dialled:  # a zone (fe80::1%eth0) means something on this machine only
+            message = replace(message, dialled=dialled)
         call = CALLS[type(message)]
         try:
-            method = channel.unary_unary(call.path, None, None)
+            method = self._method(self._channels.to(literal), call.path)
             answer: bytes = method(call.encode_request(message), timeout=timeout_s)
         except grpc.RpcError as error:
             if is_unconnected(error):
@@ -119,6 +123,13 @@ class MembershipClient:
         except ValueError as error:  # "Cannot invoke RPC on closed channel": evicted in this instant
             raise PeerFailed(FailureKind.UNREACHABLE, str(error)) from None
         return call.decode_response(answer)
+
+    def _method(self, channel: grpc.Channel, path: str) -> Any:
+        methods = self._methods.setdefault(channel, {})
+        method = methods.get(path)
+        if method is None:
+            method = methods[path] = channel.unary_unary(path, None, None)
+        return method
 
     def close(self) -> None:
         self._channels.close()

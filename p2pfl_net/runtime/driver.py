@@ -1,18 +1,20 @@
 """Runs the core: feeds it events one by one, carries out what it decides.
 
-One thread, the one that calls `run`, owns the core; it alone reads the clock for it. Calls and
-fetches run in pools and come back as events. Everything is bounded: the queue by refusing calls, the
-pools by their size, waits by their time-outs.
+Whoever brings an event of the network feeds the core with it, one at a time, and sends what it answers: a
+ping needs no other thread. All else that the core decides, and its time, are the business of the thread
+that calls `run`. Fetches run in a pool and come back as events. Everything is bounded: calls and pools by
+their size, waits by their time-outs.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import queue
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, assert_never
 
@@ -49,6 +51,7 @@ from p2pfl_net.core.ids import PeerId, TaskDigest
 from p2pfl_net.core.messages import Request, Response
 from p2pfl_net.core.node import Node, PeerList
 from p2pfl_net.core.params import Params
+from p2pfl_net.core.times import soonest
 from p2pfl_net.errors import PeerFailed, RemoteError
 from p2pfl_net.rpc.client import MembershipClient
 from p2pfl_net.rpc.fetching import Cancellation
@@ -57,7 +60,6 @@ from p2pfl_net.wire.models import ModelHeader
 
 P = ParamSpec("P")
 
-MAX_QUEUED = 4096
 CALL_THREADS = 16
 FETCH_THREADS = Params.max_fetches + 1
 """One for each fetch, and one for the deletion of old rounds."""
@@ -65,8 +67,9 @@ REPLY_TIMEOUT_S = 2.0
 PROGRESS_PERIOD_S = 0.25
 PEERS_DELAY_S = 0.05
 """Changes of the peer list within this time are written once."""
-PEERS_REFRESH_S = 10.0
-"""How old `last_seen` and the versions in `peers.json` may be when nothing else changes. A guess."""
+MIN_PEERS_REFRESH_S, MAX_PEERS_REFRESH_S = 10.0, 60.0
+"""How old `last_seen` and the versions in `peers.json` may be when nothing else changes: a second for each
+peer, which is how often a peer is called, within guessed bounds."""
 
 
 class Shell(Protocol):
@@ -88,6 +91,13 @@ class _Asked:
     request: AggregateRequest
 
 
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """What another thread's event made the core decide; with nothing in it: the core's time is earlier."""
+
+    outputs: Sequence[Output]
+
+
 @dataclass(slots=True)
 class _RunningFetch:
     order: Fetch
@@ -100,11 +110,15 @@ class Driver:
 
     def __init__(self, node: Node, client: MembershipClient, rounds: RoundFiles, shell: Shell) -> None:
         self._node = node
+        self._core = threading.Lock()
+        """Guards the node."""
+        self._asleep_until = -math.inf
+        """Until when `run` waits, unless something comes; guarded too."""
         self._client = client
         self._rounds = rounds
         self._shell = shell
-        self._inbox: queue.SimpleQueue[Event | _Asked | BaseException] = queue.SimpleQueue()
-        self._slots: dict[CallId, Future[Response]] = {}
+        self._inbox: queue.SimpleQueue[Event | _Asked | _Decided | BaseException] = queue.SimpleQueue()
+        self._slots: dict[CallId, queue.SimpleQueue[Response | PeerFailed]] = {}
         self._call_ids = itertools.count(1)
         self._calls = ThreadPoolExecutor(CALL_THREADS, thread_name_prefix="call")
         self._fetches = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="fetch")
@@ -132,18 +146,50 @@ class Driver:
 
     def exchange(self, message: Request, host: str) -> Response:
         """Hands a peer's request to the core and waits for the reply. Raises `PeerFailed`."""
-        if self._ended or self._inbox.qsize() > MAX_QUEUED:
-            raise PeerFailed(FailureKind.BUSY, "this peer is overloaded or stopping")
+        if self._ended:
+            raise _stopping()
         call = CallId(next(self._call_ids))
-        slot: Future[Response] = Future()
+        slot: queue.SimpleQueue[Response | PeerFailed] = queue.SimpleQueue()
         self._slots[call] = slot
-        self._inbox.put(Received(call, message, host))
+        self._feed(Received(call, message, host))
         try:
-            return slot.result(REPLY_TIMEOUT_S)
-        except FutureTimeout:
-            raise PeerFailed(FailureKind.BUSY, "this peer is overloaded") from None
-        finally:
+            outcome = slot.get(timeout=REPLY_TIMEOUT_S)
+        except queue.Empty:
             self._slots.pop(call, None)
+            raise PeerFailed(FailureKind.BUSY, "this peer is overloaded") from None
+        if isinstance(outcome, PeerFailed):
+            raise outcome
+        return outcome
+
+    def _feed(self, event: Received | Answered | Failed) -> None:
+        """Hands the core an event of the network, sends and answers what it says. In no signal handler."""
+        try:
+            with self._core:
+                if self._ended:
+                    if isinstance(event, Received):
+                        self._settle(event.call, _stopping())
+                    return
+                outputs = self._node.handle(event, time.monotonic())
+                rest = [output for output in outputs if not self._send_or_reply(output)]
+                due = self._node.wakeup()
+                if rest or (due is not None and due < self._asleep_until):
+                    self._asleep_until = -math.inf
+                    self._inbox.put(_Decided(rest))
+        except Exception as error:  # noqa: BLE001 - whatever it is, `run` raises it
+            self.post_failure(error)
+
+    def _send_or_reply(self, output: Output) -> bool:
+        """Carries out what may be done in any thread."""
+        match output:
+            case Send():
+                self._submit(self._calls, self._call, output)
+            case Reply():
+                self._settle(output.call, output.message)
+            case Refuse():
+                self._settle(output.call, PeerFailed(output.kind, output.reason))
+            case _:
+                return False
+        return True
 
     # the driver's thread ---------------------------------------------------------------------------
 
@@ -154,58 +200,63 @@ class Driver:
         """
         while not self._ended:
             event = self._next_event()
-            now = time.monotonic()
             match event:
                 case None:
-                    self._handle(Tick(), now)
+                    self._handle(Tick())
                 case BaseException():
                     raise event
                 case _Asked(request):
-                    self._begin_round(request, now)
+                    self._begin_round(request)
+                case _Decided(outputs):
+                    for output in outputs:
+                        self._carry_out(output)
                 case FetchFailed():
                     self._running.pop(event.fetch, None)
-                    self._handle(event, now)
+                    self._handle(event)
                 case _:
-                    self._handle(event, now)
+                    self._handle(event)
             self._write_peers_when_due()
         return self._boot_failure
 
     def close(self) -> None:
         """Ends the workers; calls that still wait are refused."""
-        self._ended = True
+        with self._core:
+            self._ended = True
         for running in self._running.values():
             running.cancellation.cancel()
-        for slot in list(self._slots.values()):
-            if not slot.done():
-                slot.set_exception(PeerFailed(FailureKind.UNREACHABLE, "this peer is stopping"))
+        for call in list(self._slots):
+            self._settle(call, _stopping())
         self._calls.shutdown(wait=False, cancel_futures=True)
         self._fetches.shutdown(wait=True, cancel_futures=True)
 
-    def _next_event(self) -> Event | _Asked | BaseException | None:
+    def _next_event(self) -> Event | _Asked | _Decided | BaseException | None:
         """The next thing to handle; None when the core's time has come."""
-        wakeup = self._node.wakeup()
-        due = [time for time in (wakeup, self._peers_due()) if time is not None]
-        now = time.monotonic()
-        if wakeup is not None and wakeup <= now:
-            return None
+        peers_due = self._peers_due()
+        with self._core:
+            wakeup = self._node.wakeup()
+            due = soonest(wakeup, peers_due)
+            now = time.monotonic()
+            if wakeup is not None and wakeup <= now:
+                return None
+            self._asleep_until = math.inf if due is None else due
         try:
-            return self._inbox.get(timeout=max(0.0, min(due) - now) if due else None)
+            return self._inbox.get(timeout=None if due is None else max(0.0, due - now))
         except queue.Empty:
             return None
+        finally:
+            self._asleep_until = -math.inf
 
-    def _handle(self, event: Event, now: float) -> None:
-        for output in self._node.handle(event, now):
-            self._carry_out(output)
+    def _handle(self, event: Event) -> None:
+        with self._core:
+            outputs = self._node.handle(event, time.monotonic())
+        for output in outputs:
+            if not self._send_or_reply(output):
+                self._carry_out(output)
 
     def _carry_out(self, output: Output) -> None:
         match output:
-            case Send():
-                self._submit(self._calls, self._call, output)
-            case Reply():
-                self._settle(output.call, lambda slot: slot.set_result(output.message))
-            case Refuse():
-                refusal = PeerFailed(output.kind, output.reason)
-                self._settle(output.call, lambda slot: slot.set_exception(refusal))
+            case Send() | Reply() | Refuse():
+                raise AssertionError("these are carried out where they are decided")
             case Fetch():
                 running = _RunningFetch(output, Cancellation())
                 self._running[output.fetch] = running
@@ -218,7 +269,7 @@ class Driver:
             case CollectionDone():
                 self._answer(output)
             case Joined():
-                self.peers = self._node.peer_list()
+                self.peers = self._peer_list()
                 self._shell.joined(self.peers, first=output.first)
             case BootFailed():
                 self._boot_failure = output.reason
@@ -233,14 +284,18 @@ class Driver:
             case _:
                 assert_never(output)
 
-    def _settle(self, call: CallId, set_outcome: Callable[[Future[Response]], None]) -> None:
-        slot = self._slots.get(call)
-        if slot is not None and not slot.done():
-            set_outcome(slot)
+    def _settle(self, call: CallId, outcome: Response | PeerFailed) -> None:
+        slot = self._slots.pop(call, None)
+        if slot is not None:
+            slot.put(outcome)
+
+    def _peer_list(self) -> PeerList:
+        with self._core:
+            return self._node.peer_list()
 
     # rounds ----------------------------------------------------------------------------------------
 
-    def _begin_round(self, request: AggregateRequest, now: float) -> None:
+    def _begin_round(self, request: AggregateRequest) -> None:
         self._rounds.begin(request)
         self._request = request
         ask = Ask(
@@ -250,7 +305,7 @@ class Driver:
             task=None if request.task is None else TaskDigest(request.task),
             refused=tuple((PeerId(r.peer_id), r.reason) for r in request.refused),
         )
-        self._handle(ask, now)
+        self._handle(ask)
         # What an abandoned round had finished is nobody's any more.
         self._running = {
             fetch: running for fetch, running in self._running.items() if running.order.round == request.round
@@ -302,9 +357,9 @@ class Driver:
         try:
             response = self._client.call(send.address, send.message, send.timeout_s)
         except RemoteError as error:
-            self.post(Failed(send.request, error.kind, str(error)))
+            self._feed(Failed(send.request, error.kind, str(error)))
         else:
-            self.post(Answered(send.request, response))
+            self._feed(Answered(send.request, response))
 
     def _fetch(self, running: _RunningFetch, want_task: bool) -> None:
         fetch = running.order.fetch
@@ -333,12 +388,19 @@ class Driver:
     def _peers_due(self) -> float | None:
         if self._peers_dirty_at is not None:
             return self._peers_dirty_at
-        return self._peers_written_at + PEERS_REFRESH_S if self.peers.peers else None
+        if not self.peers.peers:
+            return None
+        refresh_s = min(max(MIN_PEERS_REFRESH_S, float(len(self.peers.peers))), MAX_PEERS_REFRESH_S)
+        return self._peers_written_at + refresh_s
 
     def _write_peers_when_due(self) -> None:
         due = self._peers_due()
         if due is not None and time.monotonic() >= due:
             self._peers_dirty_at = None
             self._peers_written_at = time.monotonic()
-            self.peers = self._node.peer_list()
+            self.peers = self._peer_list()
             self._shell.write_peers(self.peers)
+
+
+def _stopping() -> PeerFailed:
+    return PeerFailed(FailureKind.UNREACHABLE, "this peer is stopping")

@@ -127,14 +127,16 @@ class TrainerWatch:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            lonely = False
             try:
                 is_new = self._look_at_model()
                 self._look_at_request()
                 if is_new:
                     self._published.prepare()
+                lonely = not lock.is_held(self._state.trainer_lock)
             except (StateError, OSError) as error:  # whatever a disk may say: this thread must go on
                 self._on_damage(str(error))
-            self._watch.wait_next()
+            self._watch.wait_next(lonely=lonely)
 
     def _look_at_model(self) -> bool:
         """Tells of a new publication; whether there is one to serve."""

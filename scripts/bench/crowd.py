@@ -39,7 +39,7 @@ def main() -> None:
         [
             at_most("all know all after the last start", converged_s, "s", 5.0),
             at_most("processor share of all together, idle", share, "% core", 50.0),
-            at_most("memory of all together, idle", memory, "MB", 6000.0),
+            at_most("memory of all together, idle: proportional set sizes", memory, "MB", 6000.0),
             at_most(
                 f"a killed peer is out of all {count - 1} views, most of {DEATHS}", max(many_s), "s", 10.0
             ),
@@ -56,7 +56,7 @@ def _idle(peers: Sequence[Peer]) -> tuple[float, float]:
     started = time.perf_counter()
     time.sleep(IDLE_S)
     used = sum(peer.cpu_s() for peer in peers) - before
-    return 100 * used / (time.perf_counter() - started), sum(peer.memory_mb() for peer in peers)
+    return 100 * used / (time.perf_counter() - started), sum(peer.own_memory_mb() for peer in peers)
 
 
 def _death(peers: list[Peer]) -> float:

@@ -149,6 +149,11 @@ class Peer:
         """Resident memory now, or with `VmHWM` at its highest."""
         return _status_kb(self.process.pid, field) / 1024
 
+    def own_memory_mb(self) -> float:
+        """Proportional set size: what daemons of one machine share counts once for all of them."""
+        rollup = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in rollup if line.startswith("Pss:")) / 1024
+
     def cpu_s(self) -> float:
         """Processor seconds used so far."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()

@@ -28,6 +28,9 @@ POLL_S = 0.5
 """The net's period: what a lost event costs at most. A guess between latency and wake-ups."""
 IDLE_POLL_S = 0.9
 """The same where events come: below the second that a trainer allows an answer beyond its deadline."""
+LONELY_POLL_S = 5.0
+"""The same where there is nobody who could wait for an answer. A guess: a trainer that starts takes as long
+until it asks."""
 
 
 class _Waker(FileSystemEventHandler):
@@ -67,9 +70,13 @@ class FolderWatch:
         """Whether changes wake; if not, only the poll sees them."""
         return self._observer is not None
 
-    def wait_next(self) -> bool:
-        """Waits for the next change or the net's next look; whether a change was seen. One waiter only."""
-        return self.wait_changed(IDLE_POLL_S if self.has_events else POLL_S)
+    def wait_next(self, *, lonely: bool = False) -> bool:
+        """Waits for the next change or the net's next look; whether a change was seen. One waiter only.
+
+        `lonely`: the process that makes changes is not there.
+        """
+        idle_s = LONELY_POLL_S if lonely else IDLE_POLL_S
+        return self.wait_changed(idle_s if self.has_events else POLL_S)
 
     def wait_changed(self, timeout_s: float) -> bool:
         """Waits for the next change, at most `timeout_s`; whether one was seen. One waiter only."""
