@@ -271,6 +271,7 @@ class Table:
         suspicion.failed_again(witnesses)
         if refused:
             suspicion.minimum_s = min(suspicion.minimum_s, self._params.refused_s(len(self.live)))
+            suspicion.maximum_s = self._params.suspicion_max_factor * suspicion.minimum_s
         self._push(suspicion.next_at(self._params.probe_s), self._records[peer_id])
 
     def postpone(self, seconds: float) -> None:
