@@ -85,6 +85,7 @@ def start(processes: Processes, out: Path, *options: str) -> Process:
     return processes.start_script("paper", *line, *options)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_small_experiment_with_a_kill_and_its_report(processes: Processes, tmp_path: Path) -> None:
     out = tmp_path / "report"

@@ -72,6 +72,7 @@ def test_who_starts_later_finds_the_network(network: Network, machines: Machines
     wait_complete([b, c])
 
 
+@pytest.mark.slow
 def test_two_networks_that_could_not_hear_each_other_become_one(network: Network, machines: Machines) -> None:
     first, second = machines
     a, b = network.peer("a", first.prefix), network.peer("b", second.prefix)
@@ -83,6 +84,7 @@ def test_two_networks_that_could_not_hear_each_other_become_one(network: Network
     wait_complete([a, b])
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_put_on_a_network_later_finds_it(network: Network, machines: Machines) -> None:
     first, second = machines
     a, b = network.peer("a", first.prefix), network.peer("b", second.prefix)

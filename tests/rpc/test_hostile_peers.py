@@ -313,6 +313,7 @@ def test_a_liar_about_the_task_is_a_failure(prey: Prey, name: str) -> None:
     prey.asker.wait_known({prey.honest_id})
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_more_failures_than_an_answer_can_list(network: Network) -> None:
     """Fake peers in their hundreds, all said to publish, none of them there."""

@@ -15,7 +15,7 @@ from p2pfl_net.core.params import Params
 from p2pfl_net.sim.cluster import Cluster, Outcome, Scenario
 from p2pfl_net.sim.conditions import Conditions
 
-EXAMPLES = 60
+EXAMPLES = 50
 """Of each property; ten times as many in the slow tests."""
 
 peers = st.integers(8, 30)
