@@ -32,10 +32,13 @@ def _scenario(options: argparse.Namespace) -> Scenario:
         raise UsageError(f"--peers {options.peers}: give 2 to 20000")
     if not 0 < options.seconds <= 86_400:
         raise UsageError(f"--seconds {options.seconds:g}: give a positive number, at most a day's 86400")
-    kill = tuple((share, at) for share, at, _ in map(_at("--kill"), options.kill))
-    join = tuple((int(count), at) for count, at, _ in map(_at("--join"), options.join))
-    partition = tuple((at, end, share) for share, at, end in map(_at("--partition"), options.partition))
-    pause = tuple((share, at, end - at) for share, at, end in map(_at("--pause"), options.pause))
+    seconds = options.seconds
+    kill = tuple((share, at) for share, at, _ in map(_at("--kill", seconds), options.kill))
+    join = tuple((int(count), at) for count, at, _ in map(_at("--join", seconds), options.join))
+    partition = tuple(
+        (at, end, share) for share, at, end in map(_at("--partition", seconds), options.partition)
+    )
+    pause = tuple((share, at, end - at) for share, at, end in map(_at("--pause", seconds), options.pause))
     return Scenario(
         options.peers, options.seconds, options.joined, options.churn, kill, join, partition, pause
     )
@@ -59,8 +62,9 @@ def _conditions(options: argparse.Namespace) -> Conditions:
     )
 
 
-def _at(option: str) -> Callable[[str], tuple[float, float, float]]:
-    """Reads `WHAT@FROM` and `WHAT@FROM-TO`; without an end, it is the beginning."""
+def _at(option: str, seconds: float) -> Callable[[str], tuple[float, float, float]]:
+    """Reads `WHAT@FROM` and `WHAT@FROM-TO`, within a run of so many seconds; without an end, it is the
+    beginning."""
 
     def parse(text: str) -> tuple[float, float, float]:
         what, _, when = text.partition("@")
@@ -75,6 +79,8 @@ def _at(option: str) -> Callable[[str], tuple[float, float, float]]:
         if amount <= 0 or (is_share and amount >= 1) or start < 0 or (stop <= start) is needs_end:
             example = "0.5@20-50" if needs_end else "0.3@20" if is_share else "100@20"
             raise UsageError(f"{option} {text!r}: give it as {example}")
+        if stop >= seconds:
+            raise UsageError(f"{option} {text!r}: the run is over by then; give --seconds above {stop:g}")
         return amount, start, stop
 
     return parse

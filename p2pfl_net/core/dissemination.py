@@ -120,9 +120,7 @@ class Dissemination:
             if table.has(record):
                 continue
             if record.peer_id != me:
-                visible: Record | None = record
-                if record.has_loopback:
-                    visible = visible_to(record, to_loopback=over_loopback)
+                visible = visible_to(record, to_loopback=over_loopback)
                 if visible is None:
                     continue
                 if exchange and record.status is Status.DEAD:

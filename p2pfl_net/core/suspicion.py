@@ -52,16 +52,17 @@ class Suspicion:
         The peer may have come back meanwhile, and nobody have told it what is held against it. Who has
         just been probed is not asked again.
         """
-        last_chance = self.deadline - probe_s
-        if self.asked_again or (self.probed and last_chance < self.began + probe_s):
+        if not self._deserves_a_chance(probe_s):
             return max(self.deadline, self.hold_until)
-        return max(self.began, last_chance)
+        return max(self.began, self.deadline - probe_s)
+
+    def _deserves_a_chance(self, probe_s: float) -> bool:
+        was_just_probed = self.probed and self.deadline < self.began + 2 * probe_s
+        return not self.asked_again and not was_just_probed
 
     def ask_again(self, now: float, probe_s: float) -> bool:
         """Whether it is time for the last probe; counts it as begun."""
-        if self.asked_again or now < self.next_at(probe_s):
-            return False
-        if self.probed and self.deadline - probe_s < self.began + probe_s:
+        if not self._deserves_a_chance(probe_s) or now < self.next_at(probe_s):
             return False
         self.asked_again, self.hold_until = True, now + probe_s
         return True

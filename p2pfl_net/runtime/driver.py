@@ -2,8 +2,8 @@
 
 Whoever brings an event of the network feeds the core with it, one at a time, and sends what it answers: a
 ping needs no other thread. All else that the core decides, and its time, are the business of the thread
-that calls `run`. Fetches run in a pool and come back as events. Everything is bounded: calls and pools by
-their size, waits by their time-outs.
+that calls `run`. Fetches run in a pool and come back as events. Everything is bounded: the queue by refusing
+calls, the pools by their size, waits by their time-outs.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ from p2pfl_net.wire.models import ModelHeader
 
 P = ParamSpec("P")
 
+MAX_QUEUED = 4096
 CALL_THREADS = 16
 FETCH_THREADS = Params.max_fetches + 1
 """One for each fetch, and one for the deletion of old rounds."""
@@ -113,7 +114,7 @@ class Driver:
         self._core = threading.Lock()
         """Guards the node."""
         self._asleep_until = -math.inf
-        """Until when `run` waits, unless something comes; guarded too."""
+        """Until when `run` waits, unless something comes; it falls asleep with the core in its hands."""
         self._client = client
         self._rounds = rounds
         self._shell = shell
@@ -148,6 +149,8 @@ class Driver:
         """Hands a peer's request to the core and waits for the reply. Raises `PeerFailed`."""
         if self._ended:
             raise _stopping()
+        if self._inbox.qsize() > MAX_QUEUED:
+            raise PeerFailed(FailureKind.BUSY, "this peer is overloaded")
         call = CallId(next(self._call_ids))
         slot: queue.SimpleQueue[Response | PeerFailed] = queue.SimpleQueue()
         self._slots[call] = slot

@@ -42,29 +42,42 @@ def parse(kind: type[M], data: bytes) -> M:
         raise MalformedMessage("not a message of this protocol") from None
 
 
+def _call(
+    name: str,
+    request: tuple[type[Message], Callable[[Any], Message], Callable[[Any], Request]],
+    response: tuple[type[Message], Callable[[Any], Message], Callable[[Any], Response]],
+    answer: type[Response],
+) -> Call:
+    """Of each message: its protobuf type, and how the core's is encoded into it and decoded from it."""
+    request_type, encode_request, decode_request = request
+    response_type, encode_response, decode_response = response
+    return Call(
+        name,
+        lambda message: encode_request(message).SerializeToString(),
+        lambda data: decode_request(parse(request_type, data)),
+        answer,
+        lambda message: encode_response(message).SerializeToString(),
+        lambda data: decode_response(parse(response_type, data)),
+    )
+
+
 CALLS: dict[type[Request], Call] = {
-    Join: Call(
+    Join: _call(
         "Join",
-        lambda message: wire.encode_join(message).SerializeToString(),
-        lambda data: wire.decode_join(parse(pb.JoinRequest, data)),
+        (pb.JoinRequest, wire.encode_join, wire.decode_join),
+        (pb.JoinReply, wire.encode_join_reply, wire.decode_join_reply),
         JoinReply,
-        lambda message: wire.encode_join_reply(message).SerializeToString(),
-        lambda data: wire.decode_join_reply(parse(pb.JoinReply, data)),
     ),
-    Ping: Call(
+    Ping: _call(
         "Ping",
-        lambda message: wire.encode_ping(message).SerializeToString(),
-        lambda data: wire.decode_ping(parse(pb.PingRequest, data)),
+        (pb.PingRequest, wire.encode_ping, wire.decode_ping),
+        (pb.PingReply, wire.encode_ack, wire.decode_ack),
         Ack,
-        lambda message: wire.encode_ack(message).SerializeToString(),
-        lambda data: wire.decode_ack(parse(pb.PingReply, data)),
     ),
-    Relay: Call(
+    Relay: _call(
         "Relay",
-        lambda message: wire.encode_relay(message).SerializeToString(),
-        lambda data: wire.decode_relay(parse(pb.RelayRequest, data)),
+        (pb.RelayRequest, wire.encode_relay, wire.decode_relay),
+        (pb.RelayReply, wire.encode_relay_reply, wire.decode_relay_reply),
         RelayReply,
-        lambda message: wire.encode_relay_reply(message).SerializeToString(),
-        lambda data: wire.decode_relay_reply(parse(pb.RelayReply, data)),
     ),
 }

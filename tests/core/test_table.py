@@ -75,6 +75,30 @@ def test_the_live_set_is_that_of_the_records(records: list[Record]) -> None:
     assert all(record.addresses for record in made.live_records())
 
 
+@given(st.lists(rumours(), max_size=12), rumours())
+def test_what_it_has_is_no_news(records: list[Record], record: Record) -> None:
+    made = table()
+    for earlier in records:
+        made.merge(earlier, 0.0)
+    held = made.get(record.peer_id)
+    had = made.has(record)
+    change = made.merge(record, 0.0)
+    if had:
+        assert (change, made.get(record.peer_id)) == (None, held)
+
+
+def test_who_was_just_probed_gets_no_last_chance_from_the_same_probe() -> None:
+    params = Params()
+    made = table(params)
+    made.merge(Record(X, 1, Status.ALIVE, HOME), 0.0)
+    made.merge(Record(X, 1, Status.SUSPECT, HOME), 0.0)
+    made.witness(X, 0, refused=True)
+    due = made.next_deadline()
+    assert due is not None
+    (dead,), doubtful = made.expire(due)
+    assert (dead.peer_id, doubtful) == (X, [])
+
+
 def test_who_was_only_heard_of_dead_needs_an_address_to_live() -> None:
     made = table()
     made.merge(Record(X, 1, Status.DEAD, ()), 0.0)

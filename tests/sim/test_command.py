@@ -32,6 +32,8 @@ def test_a_scenario_prints_what_it_took_and_replays(tmp_path: Path) -> None:
         ("--peers", "9", "--latency", "9"),
         ("--peers", "9", "--kill", "2@5"),
         ("--peers", "9", "--partition", "0.5@20"),
+        ("--peers", "9", "--kill", "0.2@60"),
+        ("--peers", "9", "--pause", "0.2@50-70"),
         ("--peers", "9", "--loss", "1.5"),
         ("--peers", "9", "--trace", "/nowhere/at/all"),
     ],

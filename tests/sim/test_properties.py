@@ -78,10 +78,10 @@ def check(scenario: Scenario, conditions: Conditions, seed: int) -> None:
     assert outcome.converged, "every live peer in every live view, and nobody else"
     assert outcome.false_positives == 0, "a peer that could answer was declared dead"
     assert all(seconds <= bound_s(scenario.peers) for seconds in outcome.detection_s), outcome.detection_s
-    assert_told_apart(scenario, outcome)
+    assert_deaths_were_seen(scenario, outcome)
 
 
-def assert_told_apart(scenario: Scenario, outcome: Outcome) -> None:
+def assert_deaths_were_seen(scenario: Scenario, outcome: Outcome) -> None:
     """Each death that the scenario asks for was seen, so that the bounds above have held of something."""
     if scenario.kill:
         assert len(outcome.detection_s) >= max(1, round(scenario.kill[0][0] * scenario.peers))
