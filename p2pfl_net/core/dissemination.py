@@ -34,8 +34,10 @@ class Dissemination:
         counters: Counters | None = None,
     ) -> None:
         """`out` receives the outputs; whoever owns it hands them on."""
-        self._me = me
-        self._me_elsewhere = without_loopback(me)
+        self.me = me
+        """This peer's own record; made with `say`. An attribute, for every message asks for it."""
+        self.me_elsewhere = without_loopback(me)
+        """The same as other machines may hear it."""
         self._gossip = GossipBuffer()
         self.table = Table(me.peer_id, params, random, on_forgotten=self._gossip.discard)
         self.last_known = LastKnown(params, random)
@@ -52,20 +54,10 @@ class Dissemination:
         self._counters = counters or Counters()
         self._out = out
 
-    @property
-    def me(self) -> Record:
-        """This peer's own record."""
-        return self._me
-
-    @property
-    def me_elsewhere(self) -> Record:
-        """The same as other machines may hear it."""
-        return self._me_elsewhere
-
     def say(self, record: Record) -> None:
         """Makes `record` our own without telling anybody yet."""
-        self._me = record
-        self._me_elsewhere = without_loopback(record)
+        self.me = record
+        self.me_elsewhere = without_loopback(record)
 
     # when to gossip --------------------------------------------------------------------------------
 
@@ -107,17 +99,18 @@ class Dissemination:
         holds the other dead, and those who live must be asked first (as memberlist's push-pull does). What is
         news is passed on if it is to `spread`: a newcomer's is not, for its network has just told it.
         """
-        if sender.record.peer_id == self._me.peer_id:
+        if sender.record.peer_id == self.me.peer_id:
             return
         over_loopback = is_loopback(host)
         source = source_of(host)
         said = sender.record if over_loopback else without_loopback(sender.record)
-        me, table, known = self._me.peer_id, self.table, self.table.known
+        me, table, known = self.me.peer_id, self.table, self.table.known
         if known.get(said.peer_id) is not said:
             self.merge(said, now, source=source, whole=over_loopback, spread=spread)
         self._counters.updates_received += len(updates)
-        for record in [update for update in updates if known.get(update.peer_id) is not update]:
-            if table.has(record):
+        on_its_way = self._gossip.about
+        for record in [update for update in updates if on_its_way.get(update.peer_id) is not update]:
+            if known.get(record.peer_id) is record or table.has(record):
                 continue
             if record.peer_id != me:
                 visible = visible_to(record, to_loopback=over_loopback)
@@ -142,7 +135,7 @@ class Dissemination:
     ) -> Change | None:
         """Takes in one record: into the table (`source` and `whole` as there), or in our defence. What is
         news is passed on if it is to `spread`."""
-        if record.peer_id == self._me.peer_id:
+        if record.peer_id == self.me.peer_id:
             self._defend(record, now)
             return None
         change = self.table.merge(record, now, source=source, whole=whole)
@@ -178,7 +171,7 @@ class Dissemination:
         }
         if change is Change.SUSPECTED:
             fields["by"] = record.suspected_by
-        self._out.append(Note(change.value, fields))
+        self._out.append(Note(change, fields))
 
     def suspect(
         self, peer_id: PeerId, incarnation: int, now: float, *, witnesses: int, refused: bool
@@ -187,7 +180,7 @@ class Dissemination:
         record = self.table.get(peer_id)
         if record is None or not record.is_live or record.incarnation != incarnation:
             return
-        self.merge(replace(record, status=Status.SUSPECT, suspected_by=self._me.peer_id), now)
+        self.merge(replace(record, status=Status.SUSPECT, suspected_by=self.me.peer_id), now)
         self.table.witness(peer_id, witnesses, refused=refused)
 
     def expire(self, now: float) -> list[PeerId]:
@@ -200,14 +193,14 @@ class Dissemination:
 
     def _defend(self, record: Record, now: float) -> None:
         """Refutes what is said of us, and outlives the record of an earlier life (SWIM, 4.2)."""
-        if self._me.status is not Status.ALIVE or not record.contradicts(self._me):
+        if self.me.status is not Status.ALIVE or not record.contradicts(self.me):
             return
         self.offers_left = self._params.candidate_offers  # perhaps somebody does not reach us
-        if record.incarnation == self._me.incarnation and record.status is not Status.ALIVE:
+        if record.incarnation == self.me.incarnation and record.status is not Status.ALIVE:
             self._counters.refutations += 1
             self._budget = max(self._budget, float(self._params.gossip_defence))
             self._health.degrade()
-        self.renew(replace(self._me, incarnation=record.incarnation), now)
+        self.renew(replace(self.me, incarnation=record.incarnation), now)
 
     def renew(self, record: Record, now: float) -> None:
         """Makes `record` our own with a higher incarnation, and tells.
@@ -218,7 +211,7 @@ class Dissemination:
             return
         self.say(replace(record, incarnation=record.incarnation + 1))
         self.list_changed = True
-        self._spread(self._me, now)
+        self._spread(self.me, now)
 
     def _spread(self, record: Record, now: float) -> None:
         if not self._gossip:

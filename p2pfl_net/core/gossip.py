@@ -24,7 +24,9 @@ class GossipBuffer:
         self._records: list[Record] = []
         self._since: list[int] = []
         """Since which turn each has been sent in every one; the least often sent come first."""
-        self._about: set[PeerId] = set()
+        self.about: dict[PeerId, Record] = {}
+        """The same by peer: what is heard is mostly on its way here too, and this is small enough to stay in
+        a processor's cache, as a table of thousands is not."""
         self._elsewhere: dict[PeerId, Record | None] = {}
         """What other machines may hear, where that is not the same; None: nothing."""
 
@@ -38,13 +40,13 @@ class GossipBuffer:
         self._ids.insert(0, peer_id)
         self._records.insert(0, record)
         self._since.insert(0, self._turn)
-        self._about.add(peer_id)
+        self.about[peer_id] = record
         if record.has_loopback:
             self._elsewhere[peer_id] = visible_to(record, to_loopback=False)
 
     def discard(self, peer_id: PeerId) -> None:
         """Spreads nothing about this peer any more."""
-        if peer_id in self._about:
+        if peer_id in self.about:
             self._drop(self._ids.index(peer_id))
 
     def take(self, limit: int, retransmissions: int, *, to_loopback: bool) -> tuple[Record, ...]:
@@ -73,7 +75,7 @@ class GossipBuffer:
     def _drop(self, place: int) -> None:
         peer_id = self._ids.pop(place)
         del self._records[place], self._since[place]
-        self._about.discard(peer_id)
+        del self.about[peer_id]
         self._elsewhere.pop(peer_id, None)
 
 

@@ -7,6 +7,7 @@ tells the other all it knows (as Serf's reconnect does).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -35,9 +36,9 @@ class LastKnown:
         self._random = random
         self._attempts: dict[Address, _Attempts] = {}
         self._soonest: float | None = None
-        """When the first of them is due: asked after every event."""
-        self._lost: set[PeerId | None] = set()
-        """Who was there."""
+        """No later than when the first of them is due: asked after every event."""
+        self._lost: Counter[PeerId | None] = Counter()
+        """Who was there, at how many addresses."""
         self._not_before = 0.0
 
     def __len__(self) -> int:
@@ -58,30 +59,23 @@ class LastKnown:
             if address in self._attempts:
                 continue
             if len(self._attempts) >= self._params.max_lost:
-                del self._attempts[self._random.choice(list(self._attempts))]
-                self._changed()
+                self._forget(self._random.choice(list(self._attempts)))
             due = now if at_once else now + first_s * (0.5 + self._random.random())
             self._attempts[address] = _Attempts(due, first_s, now + self._params.lost_for_s, peer_id)
             self._soonest = soonest(self._soonest, due)
-            self._lost.add(peer_id)
+            self._lost[peer_id] += 1
 
     def found(self, peer_id: PeerId) -> None:
         """The peer is back, or has left for good."""
         if peer_id in self._lost:
-            self._attempts = {a: entry for a, entry in self._attempts.items() if entry.peer_id != peer_id}
-            self._changed()
+            self._forget(*[a for a, entry in self._attempts.items() if entry.peer_id == peer_id])
 
     def answered(self, address: Address) -> None:
         """Somebody lives there and knows us now."""
-        self._attempts.pop(address, None)
-        self._changed()
+        self._forget(address)
 
     def next_due(self) -> float | None:
         return None if self._soonest is None else max(self._not_before, self._soonest)
-
-    def _changed(self) -> None:
-        self._soonest = min((entry.due for entry in self._attempts.values()), default=None)
-        self._lost = {entry.peer_id for entry in self._attempts.values()}
 
     def take(self, now: float, live: int, is_known: Callable[[Address], bool]) -> Address | None:
         """The address to try now, and later again; None: none is due, somebody we know lives there, or it
@@ -89,19 +83,31 @@ class LastKnown:
         due = self.next_due()
         if due is None or now < due:
             return None
-        self._not_before = now + self._params.heal_spacing_s
+        self._not_before = now + self._params.heal_spacing_s(live)
         share = self._params.heal_attempts / (live + 1)
+        ready = [item for item in self._attempts.items() if item[1].due <= now]
         taken: Address | None = None
-        for address, entry in sorted(self._attempts.items(), key=lambda item: item[1].due):
-            if entry.due > now or taken is not None:
+        for address, entry in sorted(ready, key=lambda item: item[1].due):
+            if taken is not None:
                 break
             is_ours = entry.peer_id is None or self._random.random() < share
             if now >= entry.give_up_at or (is_ours and is_known(address)):
-                del self._attempts[address]
+                self._forget(address)
                 continue
             entry.due = now + entry.pause_s * (0.75 + 0.5 * self._random.random())
             entry.pause_s = min(2 * entry.pause_s, self._params.heal_max_s)
             if is_ours:
                 taken = address
-        self._changed()
+        self._look_again()
         return taken
+
+    def _forget(self, *addresses: Address) -> None:
+        for address in addresses:
+            entry = self._attempts.pop(address, None)
+            if entry is not None:
+                self._lost[entry.peer_id] -= 1
+                if not self._lost[entry.peer_id]:
+                    del self._lost[entry.peer_id]
+
+    def _look_again(self) -> None:
+        self._soonest = min([entry.due for entry in self._attempts.values()], default=None)

@@ -105,8 +105,8 @@ class Params:
     heal_attempts: float = 3.0
     """Attempts at one lost address that all who lost it make together each time (Serf: one in a while, by the
     share of the failed). A guess: so that one gets through although others fail by chance."""
-    heal_spacing_s: float = 1.0
-    """Pause between two such attempts: no more than one probe's worth of calls."""
+    heal_least_s: float = 1.0
+    """Least pause between two such attempts: no more than one probe's worth of calls."""
     max_lost: int = 32
     """Addresses of lost peers that are tried again: enough that some of a lost half are still there."""
     lost_for_s: float = 86_400.0
@@ -148,6 +148,10 @@ class Params:
     def refused_s(self, live: int) -> float:
         """The same for one whose machine refuses connections."""
         return self.refused_factor * self._spread_s(live)
+
+    def heal_spacing_s(self, live: int) -> float:
+        """The pause between two looks for lost peers to try: rarer where many share the attempts."""
+        return self.heal_least_s * max(1.0, math.log10(live + 1))
 
     def sync_s(self, live: int) -> float:
         """The period of full-state exchanges in a network of `live` peers."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import StrEnum
 from random import Random
 
 from p2pfl_net.core.gossip import replace_addresses
@@ -24,8 +24,8 @@ from p2pfl_net.core.roster import Roster
 from p2pfl_net.core.suspicion import Suspicion
 
 
-class Change(Enum):
-    """What a merge did to the list."""
+class Change(StrEnum):
+    """What a merge did to the list, as the event log calls it."""
 
     JOINED = "peer_joined"
     SUSPECTED = "peer_suspected"
