@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from p2pfl_net.usage import Parser, positive, share
+
 EPILOG = """exit codes: 0 done; 1 a fault of this program; 2 wrong usage; 3 the state directory cannot be used
 (in use, read-only, full, another host's); 4 no boot peer answered; 5 the port is taken or not allowed;
 6 multicast DNS does not work here (--boot auto); 7 the key is damaged; 8 a model could not be fetched"""
@@ -28,16 +30,13 @@ def say(line: str) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="p2pfl-net",
-        description="The networking daemon of a peer, and commands that read what it knows.",
-        epilog=EPILOG,
-        allow_abbrev=False,
+    parser = Parser(
+        "p2pfl-net", "The networking daemon of a peer, and commands that read what it knows.", EPILOG
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
 
     def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text, epilog=EPILOG, allow_abbrev=False)
+        added = commands.add_parser(name, help=text, description=text, epilog=EPILOG)
         added.set_defaults(run=run)
         return added
 
@@ -62,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     get.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     get.add_argument(
         "--patience",
-        type=_seconds,
+        type=positive,
         default=30.0,
         metavar="S",
         help="give up after S seconds without a byte (30)",
@@ -83,7 +82,13 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         help="peer to join through; repeatable; auto finds peers on the LAN by multicast DNS, none for 3 s "
         "means the first peer (with --host 127.0.0.1: peers of this machine, started likewise)",
     )
-    add("--boot-timeout", type=_seconds, default=60.0, metavar="S", help="go on trying the boot peers (60)")
+    add(
+        "--boot-timeout",
+        type=positive,
+        default=60.0,
+        metavar="S",
+        help="go on trying the boot peers (60)",
+    )
     add("--state", type=Path, metavar="DIR", help="state directory (state/PORT)")
     add("--host", default="::", metavar="IP", help="interface to listen on (::, which is all)")
     add("--advertise", metavar="HOST:PORT", help="announce this address instead of learned ones")
@@ -95,8 +100,14 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         help="what this peer trains for, as vision,mnist: it collects only from peers of its task that have "
         "all of its tags (none: from all of its task); repeatable",
     )
-    add("--max-model-gb", type=_seconds, default=1000.0, metavar="GB", help="refuse larger models (1000)")
-    add("--drain", type=_seconds, default=5.0, metavar="S", help="let uploads finish at a stop (5)")
+    add(
+        "--max-model-gb",
+        type=positive,
+        default=1000.0,
+        metavar="GB",
+        help="refuse larger models (1000)",
+    )
+    add("--drain", type=positive, default=5.0, metavar="S", help="let uploads finish at a stop (5)")
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -106,39 +117,19 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same run (0)")
     add("--joined", action="store_true", help="all know all at first; else they join within ten seconds")
     add("--latency", default="0.5-5", metavar="A-B", help="milliseconds one way, between A and B (0.5-5)")
-    add("--loss", type=_share, default=0.0, metavar="P", help="share of packets that TCP must send again")
-    add("--drop", type=_share, default=0.0, metavar="P", help="share of messages that never come")
-    add("--duplicate", type=_share, default=0.0, metavar="P", help="share of requests that arrive twice")
-    add("--reorder", type=_share, default=0.0, metavar="P", help="share of messages overtaken by later ones")
-    add("--one-way", type=_share, default=0.0, metavar="P", help="share of pairs that connect one way only")
-    add("--skew", type=_share, default=0.0, metavar="P", help="clocks run up to so much too fast or slow")
-    add("--churn", type=_share, default=0.0, metavar="P", help="share of the peers replaced each minute")
+    add("--loss", type=share, default=0.0, metavar="P", help="share of packets that TCP must send again")
+    add("--drop", type=share, default=0.0, metavar="P", help="share of messages that never come")
+    add("--duplicate", type=share, default=0.0, metavar="P", help="share of requests that arrive twice")
+    add("--reorder", type=share, default=0.0, metavar="P", help="share of messages overtaken by later ones")
+    add("--one-way", type=share, default=0.0, metavar="P", help="share of pairs that connect one way only")
+    add("--skew", type=share, default=0.0, metavar="P", help="clocks run up to so much too fast or slow")
+    add("--churn", type=share, default=0.0, metavar="P", help="share of the peers replaced each minute")
     add("--kill", action="append", default=[], metavar="P@T", help="kill the share P at T seconds")
     add("--join", action="append", default=[], metavar="N@T", help="N more peers join at T seconds")
     add("--partition", action="append", default=[], metavar="P@T-U", help="cut the share P off from T to U")
     add("--pause", action="append", default=[], metavar="P@T-U", help="stop the share P from T to U")
     add("--trace", type=Path, metavar="FILE", help="write every event of every peer, a line of JSON each")
     add("--json", action="store_true", help="print JSON for programs")
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 1e9:
-        raise ValueError(text)
-    return number
-
-
-_seconds.__name__ = "positive number"  # argparse names the type in its message
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 <= share < 1:
-        raise ValueError(text)
-    return share
-
-
-_share.__name__ = "share from 0 to below 1"  # argparse names the type in its message
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -165,14 +156,15 @@ def _serve(options: argparse.Namespace) -> None:
 
 def _peers(options: argparse.Namespace) -> None:
     from p2pfl_net import views
-    from p2pfl_net.inspect import read_peers, with_tags
+    from p2pfl_net.inspect import daemon_runs, read_peers, with_tags
 
     tags: tuple[str, ...] = ()
     if options.tag:
         from p2pfl_net import config
 
         tags = config.parse_tags("--tag", options.tag)
-    views.show_peers(with_tags(read_peers(options.state), tags), as_json=options.json)
+    listed = with_tags(read_peers(options.state), tags)
+    views.show_peers(listed, tags=tags, is_old=not daemon_runs(options.state), as_json=options.json)
 
 
 def _status(options: argparse.Namespace) -> None:

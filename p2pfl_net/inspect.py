@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from p2pfl_state import atomic
+from p2pfl_state import atomic, lock
 from p2pfl_state.errors import DirectoryUnusable, MalformedFile
 from p2pfl_state.fields import parse_object
 from p2pfl_state.layout import StateDir
@@ -16,6 +16,7 @@ from p2pfl_state.manifest import read_header
 MAX_PEERS_BYTES = 64 << 20
 MAX_HOME_BYTES = 4096
 RECENT_EVENTS = 5
+ROUND_EVENT = "round_answered"
 
 
 def read_peers(root: Path) -> dict[str, Any]:
@@ -48,18 +49,18 @@ def _tags(entry: dict[str, Any]) -> set[str]:
 
 def read_status(root: Path) -> dict[str, Any]:
     """What can be said of a peer from its directory. Raises `StateError`."""
-    from p2pfl_state import lock, markers  # half of the time that `peers` takes, which needs neither
+    from p2pfl_state import markers  # as much time as all the rest of `peers`, which needs none
 
     state = StateDir(root)
     if atomic.read_bounded(state.home, MAX_HOME_BYTES) is None:
         raise DirectoryUnusable(f"{root} is not a peer's state directory: give the --state of one")
-    daemon_runs = lock.is_held(state.daemon_lock)
-    boot = markers.read_boot_done(state) if daemon_runs else None
+    runs = daemon_runs(root)
+    boot = markers.read_boot_done(state) if runs else None
     listed = _listed(root)
     network = _object(listed.get("network"))
     return {
         "state": str(root),
-        "daemon": "running" if daemon_runs else "stopped",
+        "daemon": "running" if runs else "stopped",
         "trainer": "running" if lock.is_held(state.trainer_lock) else "stopped",
         "network": "up" if boot is not None else "down",
         "peer_id": None if boot is None else boot.peer_id,
@@ -69,8 +70,23 @@ def read_status(root: Path) -> dict[str, Any]:
         "counters": _object(network.get("counters")),
         "model": _published(state),
         "last_round": _last_round(state),
-        "recent_events": list(deque(atomic.read_json_lines(state.events), maxlen=RECENT_EVENTS)),
+        "recent_events": _recent_events(state),
     }
+
+
+def daemon_runs(root: Path) -> bool:
+    """Whether the daemon of this directory lives. Raises `StateError`."""
+    return lock.is_held(StateDir(root).daemon_lock)
+
+
+def _recent_events(state: StateDir) -> list[dict[str, Any]]:
+    """The last few; of rounds in a row, which would leave no room for anything else, only the last."""
+    recent: deque[dict[str, Any]] = deque(maxlen=RECENT_EVENTS)
+    for event in atomic.read_json_lines(state.events):
+        if recent and event.get("event") == ROUND_EVENT == recent[-1].get("event"):
+            recent.pop()
+        recent.append(event)
+    return list(recent)
 
 
 def _listed(root: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +23,22 @@ BOTH_WAYS = {"_sent": "sent", "_asked": "sent", "_received": "received"}
 """How counters of what goes both ways end, and which way that is."""
 
 
-def show_peers(value: Mapping[str, Any], *, as_json: bool) -> None:
-    """One row a peer, in columns: to be looked at again and again while a network runs."""
+def show_peers(value: Mapping[str, Any], *, tags: Sequence[str], is_old: bool, as_json: bool) -> None:
+    """One row a peer, in columns: to be looked at again and again while a network runs.
+
+    `tags`: those that all of `value` have; `is_old`: whether the daemon that wrote it runs no more.
+    """
     if as_json:
         _print(json.dumps(value))
         return
     me = value["self"]
-    tags = _tags(me)
-    of_tags = "" if tags == NOTHING else f", tags {tags}"
-    _print(_printable(f"peer {_start(me.get('id'), 16)} at {me.get('address')}{of_tags}"))
+    own = _tags(me)
+    of_tags = "" if own == NOTHING else f", tags {own}"
+    age = "; stopped: this is its last list" if is_old else ""
+    _print(_printable(f"peer {_start(me.get('id'), 16)} at {me.get('address')}{of_tags}{age}"))
+    if not value["peers"]:
+        _print(f"no other peer{' has ' + ' and '.join(tags) if tags else ''}")
+        return
     header = ("peer", "address", "state", "rtt", "seen", "version", "task", "tags")
     rows = [header, *(_cells(peer) for peer in value["peers"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from p2pfl_net.usage import Parser
 from scripts import pairs
 from scripts.experiment import Member, Network, fresh_folder
 from scripts.failures import ScriptFailed, WrongUsage
 from scripts.signals import EXIT_INTERRUPTED, StopSignals
-from scripts.usage import Parser
 
 FOLDER = Path("state/demo")
 PEERS = 4

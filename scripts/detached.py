@@ -23,10 +23,10 @@ from p2pfl_state.errors import DirectoryInUse
 from p2pfl_state.fields import Fields, parse_object
 from p2pfl_state.layout import CONTRACT_VERSION, StateDir
 
+from p2pfl_net.usage import Parser
 from scripts import pairs
 from scripts.failures import ScriptFailed
 from scripts.signals import EXIT_INTERRUPTED, StopSignals
-from scripts.usage import Parser
 
 JOIN_PATIENCE_S = 120.0
 """For the network to be up; the daemon itself gives up trying its boot peers after a minute."""

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2pfl_net import config
+from p2pfl_net.usage import Parser
 from scripts import detached
 from scripts.failures import ScriptFailed, WrongUsage
 from scripts.hosts import PASSED, Host, read_hosts
 from scripts.signals import EXIT_INTERRUPTED, StopSignals
-from scripts.usage import Parser
 
 CONNECT_S = 10
 ALIVE = ("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")

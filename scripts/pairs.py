@@ -6,6 +6,7 @@ outlives the process that started it, not even when that is killed.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -24,6 +25,8 @@ from scripts.failures import PairFailed
 
 LOOK_S = 0.1
 """How often a supervisor looks after its processes."""
+LATE_S = 5.0
+"""What joins at all has mostly joined by then."""
 TRAINER_PATIENCE_S = 60.0
 """A trainer that stops takes a last average and measures it: seconds for the built-in data."""
 DAEMON_PATIENCE_S = 15.0
@@ -178,12 +181,19 @@ def _start(who: str, arguments: list[str], log: Path) -> _Child:
     return _Child(who, popen, log, begin)
 
 
-def wait_joined(pair: Pair, asked: Callable[[], bool]) -> markers.BootDone | None:
+def wait_joined(
+    pair: Pair, asked: Callable[[], bool], late: Callable[[], None] = lambda: None
+) -> markers.BootDone | None:
     """Waits until the pair's network is up; None when `asked` came first.
 
-    The daemon's own --boot-timeout bounds it. Raises `PairFailed` when a process ends, `StateError`.
+    The daemon's own --boot-timeout bounds it; `late` is called once when it takes long. Raises `PairFailed`
+    when a process ends, `StateError`.
     """
+    late_at_s = time.monotonic() + LATE_S
     while not asked():
+        if time.monotonic() >= late_at_s:
+            late_at_s = math.inf
+            late()
         if (marker := pair.boot_done()) is not None:
             return marker
         if (failure := pair.failure()) is not None:

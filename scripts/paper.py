@@ -16,12 +16,12 @@ from pathlib import Path
 
 from p2pfl_state.layout import StateDir
 
+from p2pfl_net.usage import Parser
 from scripts import pairs
 from scripts.experiment import Member, Network, fresh_folder
 from scripts.failures import WrongUsage
 from scripts.paper_plan import Plan, Times
 from scripts.signals import EXIT_INTERRUPTED, StopSignals
-from scripts.usage import Parser
 
 MAX_PEERS = 100
 KILLED_PAUSE_S = 60.0

@@ -8,12 +8,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from p2pfl_state import atomic
+from p2pfl_state.layout import StateDir
+
 from p2pfl_net import config
 from p2pfl_net.errors import UsageError
+from p2pfl_net.usage import Parser
 from scripts import pairs, watching
 from scripts.failures import ScriptFailed
 from scripts.signals import EXIT_INTERRUPTED, StopSignals
-from scripts.usage import Parser
 
 RECEIVE_ONLY = "none"
 NEWS_S = 10.0
@@ -90,7 +93,7 @@ def run(options: pairs.PairOptions, signals: StopSignals) -> int:
     try:
         pair.start()
         say(f"logs: {pair.state.daemon_log} {pair.state.trainer_log}")
-        marker = pairs.wait_joined(pair, lambda: signals.asked)
+        marker = pairs.wait_joined(pair, lambda: signals.asked, lambda: _tell_who_is_silent(pair.state))
         if marker is not None:
             say(
                 f"peer {marker.peer_id[:16]} at {marker.address}, {marker.peers} other peers; Ctrl-C stops it"
@@ -116,6 +119,18 @@ def run(options: pairs.PairOptions, signals: StopSignals) -> int:
     return 0
 
 
+def _tell_who_is_silent(state: StateDir) -> None:
+    """Nobody has let us in yet, and it may take a while until that is given up."""
+    silent: dict[str, object] = {}
+    for event in atomic.read_json_lines(state.events):
+        if event.get("event") == "started":  # another life
+            silent.clear()
+        elif event.get("event") == "boot_unanswered":
+            silent[str(event.get("address"))] = event.get("reason")
+    reasons = ", ".join(f"{address} ({reason})" for address, reason in silent.items())
+    say(f"no boot peer has answered yet{': ' if reasons else ''}{reasons}; they are asked again and again")
+
+
 def _follow(pair: pairs.Pair, watcher: watching.Watcher, signals: StopSignals) -> None:
     next_news_at_s = time.monotonic() + NEWS_S
     while not signals.asked and pair.death() is None:
@@ -124,7 +139,9 @@ def _follow(pair: pairs.Pair, watcher: watching.Watcher, signals: StopSignals) -
             next_news_at_s += NEWS_S
             seen = watcher.look()
             accuracies = _accuracies(seen.accuracy_trained, seen.accuracy_averaged)
-            say(f"cycle {seen.cycle}, {seen.peers_known} peers, {seen.models} models averaged, {accuracies}")
+            why = f" (why: {pair.state.trainer_log})" if seen.peers_known and not seen.models else ""
+            averaged = f"{seen.models} models averaged{why}"
+            say(f"cycle {seen.cycle}, {seen.peers_known} peers, {averaged}, {accuracies}")
 
 
 def _accuracies(trained: float | None, averaged: float | None) -> str:

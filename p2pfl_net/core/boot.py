@@ -41,6 +41,7 @@ class BootAttempts:
     failure: str | None = None
     """Why the last attempt at a boot peer failed; None: none has ended."""
     _turn: deque[Address] = field(default_factory=deque)
+    _told: dict[Address, str] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, event: Start, params: Params, now: float) -> BootAttempts:
@@ -76,6 +77,12 @@ class BootAttempts:
             if not self.joined and now >= self.remembered_from:
                 self._turn.extend(self.remembered)
         return self._turn.popleft() if self._turn else None
+
+    def is_news(self, address: Address, reason: str) -> bool:
+        """Whether whoever waits has not been told yet that this boot peer fails for this reason."""
+        told = self._told.get(address)
+        self._told[address] = reason
+        return address in self.named and told != reason
 
     def failed(self, address: Address, reason: str, now: float) -> float | None:
         """Notes a failed attempt. When to make the next one, after a pause once all had their turn; None:

@@ -104,6 +104,8 @@ class Joining:
     def failed(self, pending: Pending, reason: str, now: float) -> None:
         if pending.purpose is not Purpose.JOIN or self._boot is None:
             return
+        if self._boot.is_news(pending.address, reason):
+            self._out.append(Note("boot_unanswered", {"address": str(pending.address), "reason": reason}))
         self._next_boot_at = self._boot.failed(pending.address, f"{pending.address}: {reason}", now)
         if self._next_boot_at is None:
             self._end_boot(now)

@@ -11,8 +11,6 @@ import fcntl
 import os
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from p2pfl_state.atomic import unusable
 from p2pfl_state.errors import DirectoryInUse
 
@@ -24,6 +22,8 @@ class ProcessLock:
     """The exclusive lock that makes this process the directory's one daemon (or trainer)."""
 
     def __init__(self, path: Path) -> None:
+        from filelock import FileLock  # most commands only look, as quickly as they can
+
         self._path = path
         self._lock = FileLock(path, thread_local=False)
 
@@ -33,6 +33,8 @@ class ProcessLock:
         Raises `DirectoryInUse` when a live process holds it, `DirectoryUnusable` when the file
         cannot be made.
         """
+        from filelock import Timeout
+
         try:
             self._lock.acquire(timeout=START_PATIENCE_S, poll_interval=0.02)
         except Timeout:

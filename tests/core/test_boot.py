@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from p2pfl_net.core.boot import BootAttempts
-from p2pfl_net.core.events import Answered, BootFailed, Joined, Refuse, Send, Start, Stop, Tick
+from p2pfl_net.core.events import Answered, BootFailed, Joined, Note, Refuse, Send, Start, Stop, Tick
 from p2pfl_net.core.ids import Address
 from p2pfl_net.core.messages import Join, JoinReply, Sender
 from p2pfl_net.core.params import Params
@@ -70,6 +70,22 @@ def test_a_silent_boot_peer_ends_at_the_time_out_too() -> None:
     (verdict,) = verdicts(peer)
     assert isinstance(verdict, BootFailed)
     assert "no answer within" in verdict.reason
+
+
+def test_a_boot_peer_that_does_not_answer_is_told_once_for_each_reason() -> None:
+    network = Network(1)
+    silent = network.peer("silent")
+    silent.frozen = True
+    boot = network.address(silent)
+    peer = network.start(network.peer("peer"), NOWHERE, boot, timeout_s=60.0)
+    network.run(20)
+    network.kill(silent)
+    network.run(20)
+    told = [out.fields for _, out in peer.outputs if isinstance(out, Note) and out.event == "boot_unanswered"]
+    refused = {"address": str(NOWHERE), "reason": "connection refused"}
+    assert told[0] == refused
+    assert [fields["address"] for fields in told[1:]] == [str(boot)] * 2
+    assert told[2]["reason"] == "connection refused"
 
 
 def test_of_several_boot_peers_one_is_enough() -> None:

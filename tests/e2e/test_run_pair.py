@@ -12,7 +12,7 @@ import pytest
 from p2pfl_state import atomic, lock, markers
 from p2pfl_state.layout import StateDir
 
-from tests.processes import Process, Processes, wait_for_trainer
+from tests.processes import Process, Processes, wait_for, wait_for_trainer
 
 pytestmark = pytest.mark.timeout(1200)
 SMALL = ("--data", "digits", "--shard", "1/4")
@@ -197,6 +197,21 @@ def test_what_one_of_them_refuses_is_shown_with_its_exit_code(
     assert pair.wait() == status
     assert text in pair.output()
     assert "Traceback" not in pair.output()
+    assert nothing_runs(state)
+
+
+def test_a_boot_peer_that_is_silent_is_told_while_it_is_waited_for(
+    processes: Processes, tmp_path: Path
+) -> None:
+    state = StateDir(tmp_path / "peer")
+    pair = start_pair(
+        processes, state.root, *SMALL, "--boot", "127.0.0.1:1", "--net-args", "--boot-timeout 600"
+    )
+    wait_for(
+        lambda: "no boot peer has answered yet: 127.0.0.1:1 (" in pair.output(), what="the line about it"
+    )
+    pair.signal(signal.SIGTERM)
+    assert pair.wait() == 0
     assert nothing_runs(state)
 
 

@@ -42,9 +42,22 @@ def test_the_peer_list_of_a_running_and_of_a_stopped_peer(network: Network) -> N
     shown = run_command("peers", "--state", first.state.root)
     assert second.peer_id[:16] in shown.stdout
     assert second.address in shown.stdout
+    assert "stopped" not in shown.stdout
     first.kill()
     assert told("peers", first) == first.peers_file()
-    assert run_command("peers", "--state", first.state.root).returncode == 0
+    shown = run_command("peers", "--state", first.state.root)
+    assert shown.returncode == 0
+    assert "stopped" in shown.stdout.splitlines()[0]
+
+
+def test_a_list_without_peers_says_so(network: Network) -> None:
+    peer = network.start()
+    lines = run_command("peers", "--state", peer.state.root).stdout.splitlines()
+    assert lines[1:] == ["no other peer"]
+    lines = run_command(
+        "peers", "--state", peer.state.root, "--tag", "vision", "--tag", "mnist"
+    ).stdout.splitlines()
+    assert lines[1:] == ["no other peer has mnist and vision"]
 
 
 def test_the_status_of_a_running_and_of_a_stopped_peer(network: Network) -> None:
@@ -93,6 +106,17 @@ def test_what_is_known_of_each_peer_is_shown(network: Network) -> None:
     assert row[1:3] == [second.address, "alive"]
     assert row[4:5] + row[-3:] == ["ms", "7", TASK.digest[:8], "-"]
     assert len(rows) == 2
+
+
+def test_of_many_rounds_in_a_row_the_last_is_recent(network: Network) -> None:
+    peer = network.start()
+    with FakeTrainer(peer.state) as trainer:
+        for number in range(1, 8):
+            trainer.ask()
+            peer.wait_event("round_answered", round=number)
+    recent: Any = told("status", peer)["recent_events"]
+    assert [event.get("round") for event in recent if event["event"] == "round_answered"] == [7]
+    assert recent[0]["event"] == "started"
 
 
 def test_a_peer_list_of_an_earlier_version_is_shown(network: Network) -> None:
