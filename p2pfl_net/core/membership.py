@@ -107,7 +107,7 @@ class Membership:
         doubtful = self._known.expire(now)
         if self.me.status is Status.ALIVE:
             for peer_id in doubtful[: max(0, self._params.max_probes - len(self._prober))]:
-                self._prober.begin(peer_id, now)
+                self._prober.begin_last(peer_id, now)
         self._joining.tick(now)
         self._prober.tick(now)
         turns = self._known.take_turn(now) if self.me.status is Status.ALIVE else 0
@@ -206,6 +206,7 @@ class Membership:
         self.counters.pings_received += 1
         self._known.hear(ping.sender, ping.updates, now, host=event.host)
         self.table.vouch(said.peer_id, event.host)
+        self._prober.called(said.peer_id, now)
         self._calls.dial_back_caller(ping.sender, event.host, now)
         updates = self._known.news(to_loopback=over_loopback)
         updates += self._known.held_against(said.peer_id, said, to_loopback=over_loopback)

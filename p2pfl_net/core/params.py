@@ -20,6 +20,9 @@ class Params:
     """How long they may take, and a late answer to the direct ping too."""
     relay_ping_s: float = 0.7
     """How long a helper's own ping may take: it answers in time also when it fails (Lifeguard: 80 %)."""
+    overdue_s: float = 1.0
+    """Each peer calls each other once in a round; who is so much later than that is probed at once. A guess:
+    a period, for a round is that much longer with one more peer in it."""
     relays: int = 3
     """Helpers asked (SWIM's k; memberlist's `IndirectChecks`)."""
     max_probes: int = 16

@@ -6,6 +6,7 @@ are Lifeguard's (Dadgar, Phillips, Currey 2018, section IV-A).
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from random import Random
 
@@ -16,6 +17,7 @@ from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.health import LocalHealth
 from p2pfl_net.core.ids import Address, PeerId
 from p2pfl_net.core.params import Params
+from p2pfl_net.core.times import soonest
 
 
 @dataclass(slots=True)
@@ -58,6 +60,8 @@ class Prober:
         self._random = random
         self._probes: dict[PeerId, _Probe] = {}
         self._next_at: float | None = None
+        self._called: OrderedDict[PeerId, float] = OrderedDict()
+        """When each peer last called us, the longest ago first."""
 
     def __len__(self) -> int:
         """How many are under way."""
@@ -69,9 +73,10 @@ class Prober:
     def stop(self) -> None:
         self._next_at = None
         self._probes.clear()
+        self._called.clear()
 
     def wakeup(self) -> float | None:
-        due = self._next_at
+        due = soonest(self._next_at, self._overdue_at())
         for probe in self._probes.values():
             then = probe.helpers_due if probe.asked is None else probe.ends
             due = then if due is None else min(due, then)
@@ -89,22 +94,54 @@ class Prober:
             peer_id_due = self._known.table.live.next_turn()
             if peer_id_due is not None:
                 self.begin(peer_id_due, now)
+        overdue_at = self._overdue_at()
+        while overdue_at is not None and now >= overdue_at:
+            peer_id, _ = self._called.popitem(last=False)
+            if self._known.table.is_live(peer_id):
+                self._called[peer_id] = now
+                if len(self) < self._params.max_probes:
+                    self.begin(peer_id, now)
+            overdue_at = self._overdue_at()
 
-    def begin(self, peer_id: PeerId, now: float) -> None:
-        """Probes a live peer, if that is not being done already."""
+    def called(self, peer_id: PeerId, now: float) -> None:
+        """A peer has called us: it will again, a round from now, if it lives."""
+        if self._known.table.is_live(peer_id):
+            self._called[peer_id] = now
+            self._called.move_to_end(peer_id)
+
+    def _overdue_at(self) -> float | None:
+        """When a peer will not have called us for so much longer than a round that it may be gone."""
+        if not self._called:
+            return None
+        params = self._params
+        round_s = params.probe_interval_s * len(self._known.table.live)
+        return next(iter(self._called.values())) + round_s + params.overdue_s
+
+    def begin(self, peer_id: PeerId, now: float, *, factor: int | None = None) -> None:
+        """Probes a live peer, if that is not being done already. Time-outs are multiplied with `factor`, by
+        default that of this peer's health."""
         record = self._known.table.get(peer_id)
         if record is None or not record.is_live or peer_id in self._probes:
             return
-        factor = self._health.factor
+        factor = factor or self._health.factor
         first, *others = self._known.table.addresses(peer_id)
         direct_s = factor * self._params.probe_timeout_s
         whole_s = direct_s + factor * self._params.relay_timeout_s
         self._probes[peer_id] = _Probe(now, record.incarnation, tuple(others), now + direct_s, now + whole_s)
         self._calls.ping(Purpose.PROBE, peer_id, first, now, timeout_s=whole_s)
 
+    def begin_last(self, peer_id: PeerId, now: float) -> None:
+        """Probes a live peer before it is declared dead, directly and through others, within `probe_s`.
+
+        What an earlier probe has tried, perhaps while a link was cut, counts no more.
+        """
+        self._probes.pop(peer_id, None)
+        self.begin(peer_id, now, factor=1)
+
     def forgive(self) -> None:
         """Drops the probes under way: this process stood still, they show nothing."""
         self._probes.clear()
+        self._called.clear()
 
     # what comes of them ----------------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ from p2pfl_net.core.ids import PeerId
 class Roster:
     """A set of peers with O(1) insertion, removal, uniform choice and turns.
 
-    Turns are round-robin over a random order, a new one after each round (SWIM, section 4.3), so everybody
-    gets one within 2n - 1 turns. The order is drawn as it is needed: the part before the cursor has had its
-    turn. Who is removed stays in the list, marked, until the next round: in a network of ten thousand, a
-    list and a place for each would be most of a peer's memory.
+    Turns are round-robin over a random order (SWIM, section 4.3), so everybody gets one within n turns.
+    Unlike SWIM's, it is the same in each round: so others can tell when our next call is due. It is drawn as
+    it is needed: the part before the cursor has had its turn. Who is removed stays in the list, marked, until
+    the next round: among ten thousand, a list and a place for each would be most of a peer's memory.
     """
 
     def __init__(self, random: Random, members: Iterable[PeerId] = ()) -> None:
@@ -23,16 +23,23 @@ class Roster:
         self._removed: set[PeerId] = set()
         """Removed, and still in the list."""
         self._cursor = 0
+        self._drawn = 0
+        """How many places at the front have their peer for good; the rest is drawn in the first round."""
 
     def __len__(self) -> int:
         return len(self._order) - len(self._removed)
 
     def add(self, peer_id: PeerId) -> None:
-        """Adds who is not in it; the turn comes at random within the current round."""
+        """Adds who is not in it, at a random place among the turns."""
         if peer_id in self._removed:
             self._removed.discard(peer_id)
-        else:
+        elif self._drawn < len(self._order):
             self._order.append(peer_id)
+        else:
+            place = self._random.randrange(len(self._order) + 1)
+            self._order.insert(place, peer_id)
+            self._drawn += 1
+            self._cursor += place < self._cursor
 
     def discard(self, peer_id: PeerId) -> None:
         """Removes who is in it."""
@@ -55,8 +62,10 @@ class Roster:
                 if not order:
                     return None
             cursor = self._cursor
-            drawn = self._random.randrange(cursor, len(order))
-            order[cursor], order[drawn] = order[drawn], order[cursor]
+            if cursor >= self._drawn:
+                drawn = self._random.randrange(cursor, len(order))
+                order[cursor], order[drawn] = order[drawn], order[cursor]
+                self._drawn = cursor + 1
             self._cursor = cursor + 1
             if order[cursor] not in self._removed:
                 return order[cursor]
@@ -82,8 +91,7 @@ class Roster:
         if not self._removed:
             return
         removed, order = self._removed, self._order
-        had_turn = [peer_id for peer_id in order[: self._cursor] if peer_id not in removed]
-        to_come = [peer_id for peer_id in order[self._cursor :] if peer_id not in removed]
-        order[:] = had_turn + to_come
-        self._cursor = len(had_turn)
+        self._cursor -= sum(peer_id in removed for peer_id in order[: self._cursor])
+        self._drawn -= sum(peer_id in removed for peer_id in order[: self._drawn])
+        order[:] = [peer_id for peer_id in order if peer_id not in removed]
         removed.clear()

@@ -15,11 +15,11 @@ from scripts.bench.harness import Peer, Result, at_most, chain, median, report, 
 PEERS = 100
 FEW = 20
 SETTLE_S = 1.2
-"""Seconds for each peer: every daemon has probed nearly every other once, so that connections are made."""
+"""Seconds for each peer: every daemon has probed every other, so connections are made and turns are known."""
 IDLE_S = 60.0
 LOOK_S = 0.05
 """A hundred lists are not read more often than that: reading them would be the load."""
-DEATHS = 3
+DEATHS = 4
 
 
 def main() -> None:
@@ -33,6 +33,7 @@ def main() -> None:
         many_s = [_death(peers) for _ in range(DEATHS)]
     with chain(FEW, wait_each=False) as peers:
         _wait_each(peers, lambda peer: peer.known() == FEW - 1, "full knowledge")
+        time.sleep(SETTLE_S * FEW)
         few_s = [_death(peers) for _ in range(DEATHS)]
     report(
         f"{count} daemons, each booted to the one before",

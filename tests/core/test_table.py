@@ -172,6 +172,22 @@ def test_everybody_gets_a_turn_within_two_rounds(count: int, seed: int) -> None:
     assert all(turns.count(peer) <= 2 for peer in made.members())
 
 
+@given(st.integers(1, 30), st.integers(0, 30), st.integers(0, 2**32))
+def test_the_order_of_turns_stays_as_peers_come(count: int, newcomers: int, seed: int) -> None:
+    made = roster(count, seed)
+    first = [made.next_turn() for _ in range(count)]
+    assert [made.next_turn() for _ in range(count)] == first
+    come = [PeerId(f"{number:064x}") for number in range(count, count + newcomers)]
+    for peer in come:
+        made.add(peer)
+    turns = [made.next_turn() for _ in range(2 * (count + newcomers))]
+    second = turns[-count - newcomers :]
+    assert sorted(map(str, second)) == sorted(made.members())
+    old = [peer for peer in second if peer not in come]
+    start = first.index(old[0])
+    assert old == first[start:] + first[:start]
+
+
 def test_whose_turn_comes_first_is_chance() -> None:
     first = Counter(Roster(Random(seed), PEERS).next_turn() for seed in range(400))
     assert set(first) == set(PEERS)

@@ -41,6 +41,31 @@ def test_nobody_is_dropped_where_messages_are_only_late() -> None:
     assert outcome.false_positives == 0
 
 
+def test_a_peer_that_does_not_call_in_its_turn_is_probed() -> None:
+    """By chance alone, one death in twenty would take longer to be seen: each has about a probe a second."""
+    slowest = 0.0
+    for seed in range(60):
+        outcome = run(Scenario(20, 35, joined=True, kill=((0.05, 25.0),)), Conditions(), seed)
+        assert len(outcome.detection_s) == 1
+        slowest = max(slowest, *outcome.detection_s)
+    assert slowest < 5.0
+
+
+def test_a_probe_from_before_the_cut_was_mended_is_no_last_chance() -> None:
+    """Whoever was cut off is slow to judge, so probes of that time end long after it."""
+    for seed in range(0, 400, 8):
+        scenario = Scenario(8, 60.0, joined=True, partition=((10.0, 27.0, 0.125),))
+        outcome = run(scenario, Conditions(drop=0.01, duplicate=0.05), seed)
+        assert (outcome.false_positives, outcome.converged) == (0, True), seed
+
+
+def test_in_a_quiet_network_a_second_has_one_probe() -> None:
+    """A request of each peer's own and a reply to another's; nothing for who is late."""
+    cluster = Cluster(Scenario(20, 100, joined=True), Conditions(), 1)
+    outcome = cluster.run()
+    assert 1.9 < outcome.messages_per_peer_s < 2.1
+
+
 def test_the_same_seed_replays_event_by_event() -> None:
     def traced() -> list[str]:
         lines: list[str] = []
