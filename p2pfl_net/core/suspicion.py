@@ -57,7 +57,7 @@ class Suspicion:
         return max(self.began, self.deadline - probe_s)
 
     def _deserves_a_chance(self, probe_s: float) -> bool:
-        was_just_probed = self.probed and self.deadline < self.began + 2 * probe_s
+        was_just_probed = self.probed and self.deadline < self.began + probe_s
         return not self.asked_again and not was_just_probed
 
     def ask_again(self, now: float, probe_s: float) -> bool:
