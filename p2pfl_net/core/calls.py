@@ -127,14 +127,16 @@ class Calls:
         """Pings a live peer where it was reached last."""
         self.ping(purpose, peer_id, self._known.table.addresses(peer_id)[0], now)
 
-    def join(self, purpose: Purpose, address: Address, timeout_s: float, now: float) -> None:
-        """Asks whoever lives there for all it knows, and tells all we know."""
+    def join(
+        self, purpose: Purpose, address: Address, timeout_s: float, now: float, *, to: PeerId | None = None
+    ) -> None:
+        """Asks `to`, or whoever lives there, for all it knows, and tells all we know."""
         # the receiver drops what it has no use for; that a name means this machine, only it can see
         to_loopback = address.is_loopback or parse_ip(address.host) is None
         sender = self.sender(to_loopback=to_loopback, with_candidates=True)
         records = self._known.everything(None, to_loopback=to_loopback)
         self._counters.exchanges_sent += 1
-        self._send(Pending(purpose, address, now), Join(sender, address, records), timeout_s)
+        self._send(Pending(purpose, address, now), Join(sender, address, records, to), timeout_s)
 
     def ask_relay(self, helper: PeerId, target: PeerId, timeout_s: float, now: float) -> None:
         """Asks a live peer to ping another for us."""

@@ -45,6 +45,9 @@ class FailureKind(IntEnum):
     REFUSED = 8
     """Unreachable, and its machine says so itself: nobody listens there."""
 
+    UNPROVED = 9
+    """The caller has not shown who it is, or not in a way that still counts."""
+
     @property
     def is_unreachable(self) -> bool:
         return self in (FailureKind.UNREACHABLE, FailureKind.REFUSED)

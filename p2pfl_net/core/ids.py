@@ -15,6 +15,8 @@ PeerId = NewType("PeerId", str)
 TaskDigest = NewType("TaskDigest", str)
 """SHA-256 of a task's descriptor, 64 lower-case hex digits."""
 
+_PEER_ID = re.compile(r"[0-9a-f]{64}")
+
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?"
 )
@@ -26,6 +28,11 @@ _MAX_LITERAL = 64
 """No IP literal is longer, a zone included."""
 _CACHED_HOSTS = 32768
 """Each message names the same hosts again; parsing them was a third of the core's time. Above `max_peers`."""
+
+
+def is_peer_id(value: object) -> bool:
+    """Whether this is the id of a peer."""
+    return isinstance(value, str) and _PEER_ID.fullmatch(value) is not None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -174,7 +174,7 @@ class Joining:
         self._next_sync_at = now + period_s * (0.75 + 0.5 * self._random.random())
         for peer_id in self._known.table.live.sample(1):
             address = self._known.table.addresses(peer_id)[0]
-            self._calls.join(Purpose.SYNC, address, self._params.join_timeout_s, now)
+            self._calls.join(Purpose.SYNC, address, self._params.join_timeout_s, now, to=peer_id)
 
     def _take_in(self, pending: Pending, reply: JoinReply, now: float, *, spread: bool = True) -> None:
         peer_id = reply.sender.record.peer_id

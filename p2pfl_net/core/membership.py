@@ -123,6 +123,8 @@ class Membership:
         match message:
             case Ping() | Relay() if message.to != self.me.peer_id:
                 self._out.append(Refuse(event.call, FailureKind.WRONG_PEER, "another peer lives here"))
+            case Join() if message.to not in (None, self.me.peer_id):
+                self._out.append(Refuse(event.call, FailureKind.WRONG_PEER, "another peer lives here"))
             case Ping():
                 self._learn_own_address(message.dialled, now)
                 self._answer_ping(event, message, now)

@@ -84,6 +84,8 @@ class Join:
     sender: Sender
     dialled: Address
     records: tuple[Record, ...] = ()
+    to: PeerId | None = None
+    """Who is meant; None: whoever answers there."""
 
 
 @dataclass(frozen=True, slots=True)

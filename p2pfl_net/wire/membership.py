@@ -37,12 +37,14 @@ def encode_join(message: Join) -> pb.JoinRequest:
         sender=_encode_sender(message.sender),
         dialled=_encode_address(message.dialled),
         records=[encode_record(record) for record in message.records],
+        to=bytes.fromhex(message.to or ""),
     )
 
 
 def decode_join(message: pb.JoinRequest) -> Join:
     records = _decode_records(message.records, MAX_RECORDS)
-    return Join(_decode_sender(message.sender), _decode_address(message.dialled), records)
+    to = decode_peer_id(message.to) if message.to else None
+    return Join(_decode_sender(message.sender), _decode_address(message.dialled), records, to)
 
 
 def encode_join_reply(message: JoinReply) -> pb.JoinReply:
@@ -179,8 +181,9 @@ def _encode_sender(sender: Sender) -> pb.Sender:
     )
 
 
-def _decode_sender(message: pb.Sender) -> Sender:
-    lowest, highest = message.protocol.lowest, message.protocol.highest
+def check_protocol(spoken: pb.ProtocolRange) -> None:
+    """Raises `MalformedMessage` where the other end speaks no version that this one does."""
+    lowest, highest = spoken.lowest, spoken.highest
     if not 1 <= lowest <= highest:
         raise MalformedMessage("no protocol version given")
     if lowest > PROTOCOL_HIGHEST or highest < PROTOCOL_LOWEST:
@@ -188,6 +191,10 @@ def _decode_sender(message: pb.Sender) -> Sender:
             f"the peer speaks protocol {lowest} to {highest}, this one {PROTOCOL_LOWEST} to "
             f"{PROTOCOL_HIGHEST}: install the same version of p2pfl on both"
         )
+
+
+def _decode_sender(message: pb.Sender) -> Sender:
+    check_protocol(message.protocol)
     if message.model_version > MAX_VERSION:
         raise MalformedMessage("model version out of range")
     record = decode_record(message.record)

@@ -69,14 +69,16 @@ class Sender(_message.Message):
     def __init__(self, protocol: _Optional[_Union[ProtocolRange, _Mapping]] = ..., record: _Optional[_Union[PeerRecord, _Mapping]] = ..., model_version: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[Address, _Mapping]]] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("sender", "dialled", "records")
+    __slots__ = ("sender", "dialled", "records", "to")
     SENDER_FIELD_NUMBER: _ClassVar[int]
     DIALLED_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
     sender: Sender
     dialled: Address
     records: _containers.RepeatedCompositeFieldContainer[PeerRecord]
-    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., dialled: _Optional[_Union[Address, _Mapping]] = ..., records: _Optional[_Iterable[_Union[PeerRecord, _Mapping]]] = ...) -> None: ...
+    to: bytes
+    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., dialled: _Optional[_Union[Address, _Mapping]] = ..., records: _Optional[_Iterable[_Union[PeerRecord, _Mapping]]] = ..., to: _Optional[bytes] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("sender", "observed_host", "records")
