@@ -40,9 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    _add_serve(
-        command("serve", _serve, "Join the network, serve the published model, fetch those of others.")
-    )
+    serve = command("serve", _serve, "Join the network, serve the published model, fetch those of others.")
+    _add_serve(serve)
     peers = command("peers", _peers, "Show the peer list of a running or stopped peer.")
     status = command("status", _status, "Show what a peer is doing: processes, network, model, last round.")
     for reader in (peers, status):
@@ -57,7 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_simulate(simulated)
     get = command("get", _get, "Fetch a peer's published model without joining; a broken download resumes.")
-    get.add_argument("address", metavar="HOST:PORT", help="any peer's address")
+    get.add_argument("address", metavar="[ID@]HOST:PORT", help="any peer's address, and who must live there")
+    get.add_argument("--state", type=Path, metavar="DIR", help="call as this peer (as a stranger)")
     get.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     get.add_argument(
         "--patience",
@@ -66,6 +66,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="give up after S seconds without a byte (30)",
     )
+    keygen = command("keygen", _keygen, "Make the key of a private network, to be given to its members.")
+    keygen.add_argument("file", type=Path, metavar="FILE", help="the file to write, for --network-key")
+    for caller in (serve, get):
+        caller.add_argument(
+            "--network-key", type=Path, metavar="FILE", help="the key of a private network (it is open)"
+        )
     for reader in (peers, status, get):
         reader.add_argument("--json", action="store_true", help="print JSON for programs")
     return parser
@@ -78,9 +84,10 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         "--boot",
         action="append",
         default=[],
-        metavar="HOST:PORT",
-        help="peer to join through; repeatable; auto finds peers on the LAN by multicast DNS, none for 3 s "
-        "means the first peer (with --host 127.0.0.1: peers of this machine, started likewise)",
+        metavar="[ID@]HOST:PORT",
+        help="peer to join through, with its id where that is known; repeatable; auto finds peers on the LAN "
+        "by multicast DNS, none for 3 s means the first peer (with --host 127.0.0.1: peers of this machine, "
+        "started likewise)",
     )
     add(
         "--boot-timeout",
@@ -147,6 +154,7 @@ def _serve(options: argparse.Namespace) -> None:
             boot_timeout_s=options.boot_timeout,
             advertise=options.advertise,
             tags=options.tags,
+            network_key=options.network_key,
             max_model_bytes=int(options.max_model_gb * 1e9),
             drain_s=options.drain,
         ),
@@ -180,12 +188,27 @@ def _simulate(options: argparse.Namespace) -> None:
     simulate.run(options)
 
 
+def _keygen(options: argparse.Namespace) -> None:
+    from p2pfl_net import networkkey
+
+    networkkey.make(options.file)
+    say(f"{options.file} made: give it to those who may join, over a channel that you trust")
+
+
 def _get(options: argparse.Namespace) -> None:
-    from p2pfl_net import config, get, views
+    from p2pfl_net import config, get, networkkey, views
     from p2pfl_net.rpc import allocator
 
     allocator.tune()
-    address = config.parse_target(options.address)
+    address, peer_id = config.parse_target(options.address)
+    key = None if options.network_key is None else networkkey.read(options.network_key)
     with views.progress_bar(hidden=options.json) as progress:
-        header = get.get(address, options.out, patience_s=options.patience, progress=progress)
+        header = get.get(
+            address,
+            peer_id,
+            options.out,
+            get.credentials(options.state, key),
+            patience_s=options.patience,
+            progress=progress,
+        )
     views.show_fetched(header, options.out, as_json=options.json)

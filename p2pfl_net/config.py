@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from p2pfl_net import networkkey
 from p2pfl_net.core import ids
-from p2pfl_net.core.ids import Address, is_unicast, parse_address, parse_ip
+from p2pfl_net.core.ids import Address, PeerId, is_peer_id, is_unicast, parse_address, parse_ip
 from p2pfl_net.core.params import Params
 from p2pfl_net.errors import UsageError
 
@@ -23,13 +25,16 @@ class ServeConfig:
     """IP literal to listen on; `::` is every interface, IPv4 and IPv6."""
     port: int
     """0: any free one."""
-    boot: tuple[Address, ...] = ()
+    boot: Mapping[Address, PeerId | None] = field(default_factory=dict)
+    """Whom to join through, and who must live there; None: whoever did at the first time."""
     discover: bool = False
     """Find more boot peers on the LAN."""
     boot_timeout_s: float = 60.0
     advertise: Address | None = None
     tags: tuple[str, ...] = ()
     """What this peer trains for, in its operator's words."""
+    network_key: bytes | None = field(default=None, repr=False)
+    """Of a private network; None: it is open."""
     max_model_bytes: int = 1 << 40
     drain_s: float = 5.0
     params: Params = field(default_factory=Params)
@@ -44,6 +49,7 @@ def serve_config(
     boot_timeout_s: float,
     advertise: str | None,
     tags: list[str],
+    network_key: Path | None,
     max_model_bytes: int,
     drain_s: float,
 ) -> ServeConfig:
@@ -60,6 +66,7 @@ def serve_config(
         boot_timeout_s=boot_timeout_s,
         advertise=parse_advertise(advertise),
         tags=parse_tags("--tags", tags),
+        network_key=None if network_key is None else networkkey.read(network_key),
         max_model_bytes=max_model_bytes,
         drain_s=drain_s,
     )
@@ -82,11 +89,11 @@ def parse_host(text: str) -> str:
     return literal
 
 
-def parse_boot(texts: list[str]) -> tuple[Address, ...]:
-    """Boot addresses, each `HOST:PORT`, several also separated by commas; `auto` is passed over. Raises
-    `UsageError`."""
+def parse_boot(texts: list[str]) -> dict[Address, PeerId | None]:
+    """Boot peers, each `[PEER-ID@]HOST:PORT`, several also separated by commas; `auto` is passed over.
+    Raises `UsageError`."""
     named = (text for text in _words(texts) if text not in ("", AUTO))
-    return tuple(dict.fromkeys(_address("--boot", text) for text in named))
+    return dict(_peer("--boot ", text) for text in named)
 
 
 def asks_for_discovery(texts: list[str]) -> bool:
@@ -124,9 +131,19 @@ def _address(option: str, text: str) -> Address:
         raise UsageError(f"{option} {error}") from None
 
 
-def parse_target(text: str) -> Address:
-    """The address of a peer to fetch from. Raises `UsageError`."""
+def parse_target(text: str) -> tuple[Address, PeerId | None]:
+    """A peer to fetch from, `[PEER-ID@]HOST:PORT`. Raises `UsageError`."""
+    return _peer("", text)
+
+
+def _peer(option: str, text: str) -> tuple[Address, PeerId | None]:
+    peer_id, at, address = text.rpartition("@")
+    if at and not is_peer_id(peer_id):
+        raise UsageError(
+            f"{option}{text!r}: before the @ stands a peer id, 64 lower-case hex digits, as `p2pfl-net "
+            "status` shows it"
+        )
     try:
-        return parse_address(text)
+        return parse_address(address), PeerId(peer_id) if at else None
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{option}{error}") from None

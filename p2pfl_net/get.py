@@ -13,10 +13,14 @@ from pathlib import Path
 from p2pfl_state import atomic
 from p2pfl_state.errors import DirectoryUnusable, MalformedFile
 from p2pfl_state.fields import Fields, parse_object
+from p2pfl_state.layout import StateDir
 
-from p2pfl_net.core.ids import Address
+from p2pfl_net.core.ids import Address, PeerId
 from p2pfl_net.errors import FetchError, MalformedModel, RemoteError, UsageError
+from p2pfl_net.rpc.connections import Credentials
 from p2pfl_net.rpc.fetching import Cancellation, ModelClient, Wanted
+from p2pfl_net.rpc.keys import Identity
+from p2pfl_net.runtime import identity
 from p2pfl_net.wire.models import ModelHeader
 
 NO_DEADLINE_S = 30 * 86400.0
@@ -49,10 +53,27 @@ class Part:
         self.note.unlink(missing_ok=True)
 
 
+def credentials(state: Path | None, network_key: bytes | None) -> Credentials:
+    """Calls as the peer of `state`, or else as a stranger with a key of its own. Raises `StateError`,
+    `KeyUnusable`."""
+    if state is None:
+        return Credentials(Identity.new(), network_key)
+    own = identity.load(StateDir(state).key)
+    if own is None:
+        raise DirectoryUnusable(f"{state} holds no key: is it the --state of a peer that has run?")
+    return Credentials(own, network_key)
+
+
 def get(
-    address: Address, target: Path, *, patience_s: float, progress: Callable[[int, int], None]
+    address: Address,
+    peer_id: PeerId | None,
+    target: Path,
+    credentials: Credentials,
+    *,
+    patience_s: float,
+    progress: Callable[[int, int], None],
 ) -> ModelHeader:
-    """Fetches the model that the peer at `address` has published into `target`.
+    """Fetches the model that the peer at `address` has published into `target`; with `peer_id`, no other's.
 
     A transfer that breaks is resumed until no byte has come for `patience_s`. Raises `UsageError`,
     `FetchError`; `target` is as it was then.
@@ -74,9 +95,9 @@ def get(
             atomic.write_json(part.note, {"file_digest": noted})
         progress(received_bytes, header.size_bytes)
 
-    client = ModelClient()
+    client = ModelClient(credentials)
     try:
-        wanted = Wanted((address,), NO_DEADLINE_S, patience_s=patience_s, waits_for_busy=True)
+        wanted = Wanted((address,), NO_DEADLINE_S, to=peer_id, patience_s=patience_s, waits_for_busy=True)
         header = client.fetch(wanted, part.data, Cancellation(), note_then_progress, part.resume_point())
         atomic.settle(part.data, target)
     except MalformedModel as error:

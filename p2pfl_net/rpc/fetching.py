@@ -17,15 +17,18 @@ from p2pfl_state.taskfile import TaskFile
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.errors import MalformedModel, PeerFailed
-from p2pfl_net.rpc.client import Channels, resolve
+from p2pfl_net.rpc.client import resolve
+from p2pfl_net.rpc.connections import Connections, Credentials
 from p2pfl_net.rpc.download import DiskRoom, Download, Progress
 from p2pfl_net.rpc.options import TRANSFER_OPTIONS
-from p2pfl_net.rpc.status import failure_of, is_unconnected
+from p2pfl_net.rpc.status import is_unproved
 from p2pfl_net.wire import models
 
 FETCH_MODEL_METHOD = "/p2pfl.v1.Models/FetchModel"
 FETCH_TASK_METHOD = "/p2pfl.v1.Models/FetchTask"
 TASK_TIMEOUT_S = 10.0
+CONNECT_S = 5.0
+"""For each step to a connection: who is reached only later is called again."""
 RETRY_PAUSE_S = 0.2
 
 _ELSEWHERE = (FailureKind.WRONG_PEER, FailureKind.INCOMPATIBLE)
@@ -85,12 +88,12 @@ class Wanted:
 class ModelClient:
     """Fetches models and tasks. Thread-safe; one transfer a thread."""
 
-    def __init__(self) -> None:
-        self._channels = Channels(TRANSFER_OPTIONS, limit=64)
+    def __init__(self, credentials: Credentials) -> None:
+        self._connections = Connections(credentials, TRANSFER_OPTIONS, limit=64)
         self._disk = DiskRoom()
 
     def close(self) -> None:
-        self._channels.close()
+        self._connections.close()
 
     def fetch(
         self,
@@ -127,7 +130,7 @@ class ModelClient:
     ) -> models.ModelHeader:
         """Calls one address after the other, from where the last transfer broke off, while there is hope."""
         left = [literal for address in wanted.addresses for literal in resolve(address)]
-        calls = 0
+        calls = unproved = 0
         while True:
             heard_at = download.heard_at
             try:
@@ -140,6 +143,10 @@ class ModelClient:
                     continue
                 if error.kind is FailureKind.BUSY:
                     if not wanted.waits_for_busy:
+                        raise
+                elif error.kind is FailureKind.UNPROVED:
+                    unproved += 1
+                    if unproved > len(wanted.addresses) + 1:
                         raise
                 elif not error.kind.is_unreachable:
                     raise
@@ -169,18 +176,20 @@ class ModelClient:
             wanted.to, wanted.task, download.received, download.file_digest, wanted.have_weights
         )
         timeout_s = max(0.01, deadline - time.monotonic())
-        method = self._channels.to(address).unary_stream(
+        connection = self._connections.to(address, wanted.to, min(timeout_s, CONNECT_S))
+        method = connection.channel.unary_stream(
             FETCH_MODEL_METHOD, pb.FetchModelRequest.SerializeToString, None
         )
         try:
-            call = method(models.encode_request(request), timeout=timeout_s)
+            token = connection.token(min(timeout_s, CONNECT_S))
+            call = method(models.encode_request(request), timeout=timeout_s, metadata=token)
             cancellation.guard(call)
             try:
                 first = next(iter(call), None)
                 if first is None:
                     raise MalformedModel("a transfer without a header")
                 header = models.decode_header(first)
-                _check_header(header, wanted, download)
+                _check_header(header, connection.peer_id, wanted, download)
                 if not header.not_modified:
                     with self._disk.reserved(download, header):
                         progress(download.received, header)
@@ -189,9 +198,9 @@ class ModelClient:
                 cancellation.guard(None)
                 call.cancel()  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
-            if is_unconnected(error):
-                self._channels.drop(address)
-            raise failure_of(error, timeout_s) from None
+            if is_unproved(error):  # as after its restart: with a new token in the next attempt
+                connection.forget_token()
+            raise self._connections.failed(address, error, timeout_s) from None
         except ValueError as error:  # the channel was closed in this instant
             raise PeerFailed(FailureKind.UNREACHABLE, str(error)) from None
         return header
@@ -206,18 +215,23 @@ class ModelClient:
         cancellation: Cancellation,
     ) -> TaskFile:
         """The task that a peer serves, checked by its digest. Raises as `fetch`."""
-        method = self._channels.to(resolve(address)[0]).unary_unary(
+        literal = resolve(address)[0]
+        connection = self._connections.to(literal, to, timeout_s)
+        method = connection.channel.unary_unary(
             FETCH_TASK_METHOD, pb.FetchTaskRequest.SerializeToString, pb.FetchTaskReply.FromString
         )
         try:
-            call = method.future(pb.FetchTaskRequest(to=bytes.fromhex(to)), timeout=timeout_s)
+            token = connection.token(timeout_s)
+            call = method.future(pb.FetchTaskRequest(to=bytes.fromhex(to)), timeout=timeout_s, metadata=token)
             cancellation.guard(call)
             try:
                 reply = call.result()
             finally:
                 cancellation.guard(None)
         except grpc.RpcError as error:
-            raise failure_of(error, timeout_s) from None
+            if is_unproved(error):
+                connection.forget_token()
+            raise self._connections.failed(literal, error, timeout_s) from None
         except grpc.FutureCancelledError:
             raise PeerFailed(FailureKind.UNREACHABLE, "cancelled") from None
         except (DecodeError, ValueError) as error:
@@ -250,9 +264,9 @@ def _watched(download: Download, wanted: Wanted, cancellation: Cancellation) -> 
         watcher.join()
 
 
-def _check_header(header: models.ModelHeader, wanted: Wanted, download: Download) -> None:
+def _check_header(header: models.ModelHeader, sender: PeerId, wanted: Wanted, download: Download) -> None:
     """Refuses, before a byte is written, what was not asked for."""
-    if wanted.to is not None and header.peer_id != wanted.to:
+    if header.peer_id != sender:
         raise PeerFailed(FailureKind.WRONG_PEER, "another peer lives there")
     if wanted.task is not None and header.manifest.task != wanted.task:
         raise MalformedModel("a model of another task than was asked for")

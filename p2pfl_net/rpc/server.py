@@ -15,15 +15,18 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from p2pfl_proto.v1 import models_pb2
 
 from p2pfl_net.core.events import FailureKind
-from p2pfl_net.core.ids import PeerId, parse_ip
+from p2pfl_net.core.ids import parse_ip
 from p2pfl_net.core.messages import Request, Response
-from p2pfl_net.errors import PortUnavailable, RemoteError
+from p2pfl_net.errors import MalformedMessage, PortUnavailable, RemoteError
+from p2pfl_net.rpc.gate import Gate
+from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.rpc.options import SERVER_OPTIONS
 from p2pfl_net.rpc.serving import ModelSource, stream_model
 from p2pfl_net.rpc.status import code_of, one_line
 from p2pfl_net.rpc.uploads import Uploads
 from p2pfl_net.wire import models
 from p2pfl_net.wire.calls import CALLS, MEMBERSHIP_SERVICE, Call, parse
+from p2pfl_net.wire.identity import IDENTITY_SERVICE
 
 POOL_THREADS = 24
 MAX_UPLOADS = 16
@@ -40,8 +43,17 @@ Exchange = Callable[[Request, str], Response]
 class Server:
     """Serves membership and models on one port, with the standard health and reflection services."""
 
-    def __init__(self, me: PeerId, exchange: Exchange, source: ModelSource) -> None:
-        self._me = me
+    def __init__(
+        self,
+        identity: Identity,
+        exchange: Exchange,
+        source: ModelSource,
+        network_key: bytes | None = None,
+    ) -> None:
+        """`network_key`: only those who hold it may call; None: anybody who says who it is."""
+        self._identity = identity
+        self._me = identity.peer_id
+        self._gate = Gate(identity.peer_id, network_key)
         self._exchange = exchange
         self._source = source
         self._uploads = Uploads(MAX_UPLOADS)
@@ -51,9 +63,17 @@ class Server:
             options=list(SERVER_OPTIONS),
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         )
-        self._server.add_generic_rpc_handlers((self._membership_handlers(), self._models_handlers()))
+        self._server.add_generic_rpc_handlers(
+            (self._identity_handlers(), self._membership_handlers(), self._models_handlers())
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        services = (MEMBERSHIP_SERVICE, MODELS_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        services = (
+            IDENTITY_SERVICE,
+            MEMBERSHIP_SERVICE,
+            MODELS_SERVICE,
+            health.SERVICE_NAME,
+            reflection.SERVICE_NAME,
+        )
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(services), self._server)
 
     def bind(self, host: str, port: int) -> int:
@@ -63,9 +83,13 @@ class Server:
         """
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            return self._server.add_insecure_port(target)
+            return self._server.add_secure_port(target, self._credentials())
         except RuntimeError:
             raise PortUnavailable(f"cannot listen on {target}: {_why_not(host)}") from None
+
+    def _credentials(self) -> grpc.ServerCredentials:
+        pair = (self._identity.key_pem(), self._identity.certificate)
+        return grpc.ssl_server_credentials([pair])
 
     def start(self) -> None:
         self._say_health(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -85,6 +109,10 @@ class Server:
             self._health.set(service, status)
 
     # handlers: they parse the request's bytes themselves, for gRPC would log a traceback for garbage ----
+
+    def _identity_handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+        handlers = {"Hello": grpc.unary_unary_rpc_method_handler(self._hello, None, None)}
+        return grpc.method_handlers_generic_handler(IDENTITY_SERVICE, handlers)
 
     def _membership_handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         handlers = {
@@ -106,9 +134,19 @@ class Server:
             },
         )
 
+    def _hello(self, data: bytes, context: grpc.ServicerContext) -> bytes:
+        try:
+            return self._gate.hello(data)
+        except RemoteError as error:
+            _abort(context, error)
+
     def _exchange_bytes(self, call: Call, data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            reply = self._exchange(call.decode_request(data), caller_host(context))
+            caller = self._gate.caller(context.invocation_metadata())
+            message = call.decode_request(data)
+            if message.sender.record.peer_id != caller:
+                raise MalformedMessage("speaks for another peer: the token is not of the sender")
+            reply = self._exchange(message, caller_host(context))
         except RemoteError as error:
             _abort(context, error)
         assert isinstance(reply, call.response)
@@ -116,6 +154,7 @@ class Server:
 
     def _fetch_model(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
+            self._gate.caller(context.invocation_metadata())
             request = models.decode_request(parse(models_pb2.FetchModelRequest, data))
             yield from self._uploads.run(context, stream_model(self._me, self._source, request))
         except RemoteError as error:
@@ -123,6 +162,7 @@ class Server:
 
     def _fetch_task(self, data: bytes, context: grpc.ServicerContext) -> models_pb2.FetchTaskReply:
         try:
+            self._gate.caller(context.invocation_metadata())
             request = parse(models_pb2.FetchTaskRequest, data)
         except RemoteError as error:
             _abort(context, error)

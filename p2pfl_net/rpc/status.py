@@ -16,6 +16,7 @@ _CODES = {
     FailureKind.ABSENT: grpc.StatusCode.NOT_FOUND,
     FailureKind.LOCAL: grpc.StatusCode.INTERNAL,
     FailureKind.REFUSED: grpc.StatusCode.UNAVAILABLE,
+    FailureKind.UNPROVED: grpc.StatusCode.UNAUTHENTICATED,
 }
 
 _KINDS = {
@@ -26,9 +27,13 @@ _KINDS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: FailureKind.BUSY,
     grpc.StatusCode.NOT_FOUND: FailureKind.ABSENT,
     grpc.StatusCode.INVALID_ARGUMENT: FailureKind.INCOMPATIBLE,
+    grpc.StatusCode.UNAUTHENTICATED: FailureKind.UNPROVED,
 }
 
 REFUSED = "connection refused"
+OTHER_KEY = "another peer lives there: its key is not the one that was expected"
+SILENT = "no answer: something listens there, but says nothing"
+NOT_A_PEER = "something answers there, but not a p2pfl peer"
 _MAX_REASON = 200
 
 
@@ -49,9 +54,11 @@ def failure_of(error: grpc.RpcError, timeout_s: float) -> PeerFailed:
         # said by our own end of the call: the peer is not busy, it breaks the protocol
         return PeerFailed(FailureKind.INVALID, f"sends more in one message than allowed ({details})")
     if code is grpc.StatusCode.UNAVAILABLE:
-        details = _unconnected_reason(details)
+        details = _unconnected_reason(error.details() or code.name)
         if details == REFUSED:
             return PeerFailed(FailureKind.REFUSED, details)
+        if details == OTHER_KEY:
+            return PeerFailed(FailureKind.WRONG_PEER, details)
     elif kind is FailureKind.INCOMPATIBLE and code is not grpc.StatusCode.INVALID_ARGUMENT:
         details = f"something answers there, but not a p2pfl peer ({code.name}: {details})"
     return PeerFailed(kind, details)
@@ -67,16 +74,24 @@ def _unconnected_reason(details: str) -> str:
     if "refused" in said:
         return REFUSED
     if "timed out before receiving settings frame" in said:
-        return "no answer: something listens there, but says nothing"
-    if "parsing http/2" in said:
-        return "something answers there, but not a p2pfl peer"
-    return details
+        return SILENT
+    if "certificate_verify_failed" in said:
+        return OTHER_KEY
+    if "parsing http/2" in said or "wrong_version_number" in said:
+        return NOT_A_PEER
+    return one_line(details)
 
 
 def is_unconnected(error: grpc.RpcError) -> bool:
     """Whether a call failed because there is no connection, or none any more."""
     assert isinstance(error, grpc.Call)
     return bool(error.code() is grpc.StatusCode.UNAVAILABLE)
+
+
+def is_unproved(error: grpc.RpcError) -> bool:
+    """Whether the called peer does not accept our token, or not any more."""
+    assert isinstance(error, grpc.Call)
+    return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
 
 
 def one_line(text: str) -> str:

@@ -114,7 +114,7 @@ class Booting:
         self.found = boot_order(peers)
         others = dict.fromkeys((*self.found, *self._remembered))
         optional = tuple(address for address in others if address not in self._config.boot)
-        self._driver.post(Start(self._config.boot, self._config.boot_timeout_s, optional))
+        self._driver.post(Start(tuple(self._config.boot), self._config.boot_timeout_s, optional))
 
     def discovered(self, peer: Announcement) -> None:
         """No event: that such a peer has been reached is one."""

@@ -23,12 +23,15 @@ from p2pfl_net.core.node import Node, PeerList
 from p2pfl_net.core.reachability import Reachability
 from p2pfl_net.errors import BootFailed, PeerFailed, UsageError
 from p2pfl_net.rpc.client import MembershipClient, resolve
+from p2pfl_net.rpc.connections import Credentials
 from p2pfl_net.rpc.fetching import ModelClient
+from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.rpc.server import Server
 from p2pfl_net.runtime import identity
 from p2pfl_net.runtime.booting import Booting
 from p2pfl_net.runtime.driver import Driver
 from p2pfl_net.runtime.interfaces import InterfaceWatch, listening_hosts
+from p2pfl_net.runtime.known_peers import KnownPeers
 from p2pfl_net.runtime.published import PublishedModel
 from p2pfl_net.runtime.rounds import RoundFiles
 from p2pfl_net.runtime.statedir import EventLog, TrainerWatch, peers_value, remembered_addresses
@@ -57,21 +60,28 @@ class Daemon:
         try:
             atomic.remove(self._state.boot_done)
             home.claim(self._state)
-            key = identity.load_or_create(self._state.key)
+            own = identity.load_or_create(self._state.key)
+            known_peers = KnownPeers(self._state.known_peers, self._config.boot)
             self._log = EventLog(self._state, time.time)
             try:
-                self._run(identity.peer_id_of(key))
+                self._run(own, known_peers)
             finally:
                 atomic.remove(self._state.boot_done)
                 self._log.close()
         finally:
             process_lock.release()
 
-    def _run(self, me: PeerId) -> None:
-        config = self._config
-        models = ModelClient()
-        calls = MembershipClient()
-        server = Server(me, lambda message, host: driver.exchange(message, host), self._published)
+    def _run(self, own: Identity, known_peers: KnownPeers) -> None:
+        config, me = self._config, own.peer_id
+        credentials = Credentials(own, config.network_key)
+        models = ModelClient(credentials)
+        calls = MembershipClient(credentials, known_peers)
+        server = Server(
+            own,
+            lambda message, host: driver.exchange(message, host),
+            self._published,
+            config.network_key,
+        )
         port = server.bind(config.host, config.port)
         advertise = None if config.advertise is None else _resolved(config.advertise)
         hosts = listening_hosts(config.host)

@@ -71,6 +71,10 @@ class StateDir:
         return self.root / "key.pem"
 
     @property
+    def known_peers(self) -> Path:
+        return self.root / "known_peers.json"
+
+    @property
     def peers(self) -> Path:
         return self.root / "peers.json"
 

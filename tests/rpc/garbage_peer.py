@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import secrets
 import socket
 import threading
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from p2pfl_proto.v1 import membership_pb2 as pb
 from p2pfl_proto.v1 import models_pb2
 
 from p2pfl_net.rpc.options import MAX_MESSAGE_BYTES
+from tests.rpc.callers import new_identity
 from tests.rpc.peers import Peer
 from tests.rpc.scripted_peer import Gone, RpcServer, call_join, fake_sender, loopback, stall
 
@@ -63,7 +63,6 @@ class GarbagePeer(RpcServer):
     """A server on loopback that answers each call with `answer`. A context manager."""
 
     def __init__(self, answer: Answer, seed: int) -> None:
-        self.peer_id = secrets.token_hex(32)
         self.calls = 0
         self._answer = answer
         self._random = random.Random(seed)
@@ -73,7 +72,7 @@ class GarbagePeer(RpcServer):
             grpc.method_handlers_generic_handler(f"p2pfl.v1.{service}", dict.fromkeys(methods, reply))
             for service, methods in SERVICES.items()
         ]
-        super().__init__(*handlers)
+        super().__init__(new_identity(), *handlers)
 
     def _reply(self, request: bytes, context: grpc.ServicerContext) -> bytes:
         self.calls += 1
@@ -87,7 +86,7 @@ class RawPeer:
     """A listener on loopback that speaks another protocol. A context manager."""
 
     def __init__(self, seed: int) -> None:
-        self.peer_id = secrets.token_hex(32)
+        self.peer_id = new_identity().peer_id
         self.calls = 0
         self._random = random.Random(seed)
         self._listener = socket.create_server(("127.0.0.1", 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,19 +11,23 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 from p2pfl_proto.v1 import membership_pb2 as pb
 from p2pfl_proto.v1 import models_pb2
 from p2pfl_state.manifest import Manifest
 
+from p2pfl_net.rpc.gate import Gate
+from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.rpc.options import SERVER_OPTIONS
 from p2pfl_net.wire import models
+from p2pfl_net.wire.identity import IDENTITY_SERVICE
 from tests.processes import PATIENCE_S, wait_for
+from tests.rpc.callers import ANYBODY, CALL_TIMEOUT_S, calling, new_identity, played_by
 from tests.rpc.model_files import TASK, ModelFile
 from tests.rpc.peers import Peer
 
 T = TypeVar("T")
 
-CALL_TIMEOUT_S = 20.0
 JOIN = "/p2pfl.v1.Membership/Join"
 PING = "/p2pfl.v1.Membership/Ping"
 
@@ -39,12 +42,18 @@ class Gone(Exception):
 class RpcServer:
     """A gRPC server on loopback with these handlers. A context manager."""
 
-    def __init__(self, *handlers: grpc.GenericRpcHandler[Any, Any]) -> None:
+    def __init__(self, identity: Identity, *handlers: grpc.GenericRpcHandler[Any, Any]) -> None:
+        self.identity = identity
+        self.peer_id = identity.peer_id
+        gate = Gate(identity.peer_id, None)
+        hello = grpc.unary_unary_rpc_method_handler(lambda request, context: gate.hello(request), None, None)
+        greeting = grpc.method_handlers_generic_handler(IDENTITY_SERVICE, {"Hello": hello})
         self._pool = ThreadPoolExecutor(8)
         options = [*SERVER_OPTIONS, ("grpc.max_send_message_length", -1)]
         self._server = grpc.server(self._pool, options=options)
-        self._server.add_generic_rpc_handlers(handlers)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.add_generic_rpc_handlers((greeting, *handlers))
+        credentials = grpc.ssl_server_credentials([(identity.key_pem(), identity.certificate)])
+        self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
 
     def __enter__(self) -> Self:
         self._server.start()
@@ -61,13 +70,12 @@ class ScriptedPeer(RpcServer):
     """A gRPC server on loopback. A context manager; `join` makes a daemon believe in it."""
 
     def __init__(self, parts: Parts, *, task: bytes | Callable[[], bytes] | None = None) -> None:
-        self.peer_id = secrets.token_hex(32)
         self.requests: list[models_pb2.FetchModelRequest] = []
         self._incarnation = 1
         self._status = pb.PEER_STATUS_ALIVE
         self._parts = parts
         self._task = TASK.encode() if task is None else task
-        super().__init__(self._membership(), self._models())
+        super().__init__(new_identity(), self._membership(), self._models())
 
     def sender(self) -> pb.Sender:
         """What it says of itself: alive until it has left, with a published model of the task."""
@@ -127,6 +135,8 @@ class ScriptedPeer(RpcServer):
             request: models_pb2.FetchModelRequest, context: grpc.ServicerContext
         ) -> Iterator[bytes]:
             self.requests.append(request)
+            request = models_pb2.FetchModelRequest.FromString(request.SerializeToString())
+            request.to = bytes.fromhex(self.peer_id)  # what it answers is of itself, whoever was asked
             try:
                 yield from self._parts(request, context)
             except Gone:
@@ -233,10 +243,23 @@ def fake_sender(peer_id: bytes, port: int, *, published: bool = True) -> pb.Send
 
 
 def raw_call(port: int, method: str, data: bytes, timeout_s: float = CALL_TIMEOUT_S) -> bytes:
-    """One unary call with these bytes as its message. Raises `grpc.RpcError`."""
-    with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.max_send_message_length", -1)]) as channel:
+    """One unary call with these bytes as its message, by the peer that they say. Raises `grpc.RpcError`."""
+    with calling(port, _speaker(method, data), ("grpc.max_send_message_length", -1)) as channel:
         answer: bytes = channel.unary_unary(method, None, None)(data, timeout=timeout_s)
         return answer
+
+
+def _speaker(method: str, data: bytes) -> Identity:
+    """Who speaks in a message, where a test plays it."""
+    kinds: dict[str, type[pb.JoinRequest | pb.PingRequest]] = {JOIN: pb.JoinRequest, PING: pb.PingRequest}
+    if method not in kinds:
+        return ANYBODY
+    message = kinds[method]()
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        return ANYBODY
+    return played_by(message.sender.record.peer_id)
 
 
 def is_busy(error: grpc.RpcError) -> bool:

@@ -13,9 +13,17 @@ READ_BYTES = 1 << 16
 class TcpProxy:
     """Forwards connections to `port` on loopback. A context manager; `port` is where it listens."""
 
-    def __init__(self, target_port: int, *, delay_s: float = 0.0, cut_after_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        target_port: int,
+        *,
+        delay_s: float = 0.0,
+        cut_after_bytes: int | None = None,
+        records: bool = False,
+    ) -> None:
         """`delay_s`: latency of each direction. `cut_after_bytes`: resets the first connection that has
-        carried so many bytes from the target, once."""
+        carried so many bytes from the target, once. `records`: keeps all that it carries."""
+        self._records = records
         self._target_port = target_port
         self._delay_s = delay_s
         self._cut_after_bytes = cut_after_bytes
@@ -25,6 +33,8 @@ class TcpProxy:
         self.connections = 0
         self.carried_bytes = 0
         """From the target to the callers, over all connections."""
+        self.recorded = bytearray()
+        """All that it carried, both directions together."""
         self.cuts = 0
         self.held = threading.Event()
         """Set while the link holds what comes from the target."""
@@ -107,6 +117,8 @@ class TcpProxy:
                 if self._closing.wait(self._delay_s):
                     break
                 sink.sendall(data)
+                if self._records:
+                    self.recorded += data
                 if from_target:
                     self._count(len(data))
         except OSError:

@@ -15,10 +15,10 @@ from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.core.messages import Ping, Record, Sender, Status
 from p2pfl_net.errors import PeerFailed
-from p2pfl_net.rpc.client import MembershipClient
-from p2pfl_net.rpc.fetching import Cancellation, ModelClient
+from p2pfl_net.rpc.fetching import Cancellation
 from p2pfl_net.rpc.uploads import Uploads
 from tests.processes import wait_for
+from tests.rpc.callers import membership_client, model_client
 from tests.rpc.crowd import NOBODY_PORT
 from tests.rpc.scripted_peer import ScriptedPeer
 
@@ -28,18 +28,18 @@ LONG_S = 600.0
 
 
 def test_no_channel_to_nobody_is_kept() -> None:
-    client = MembershipClient()
+    client = membership_client()
     ping = Ping(Sender(Record(SOMEBODY, 1, Status.ALIVE, ())), SOMEBODY, NOBODY)
     with pytest.raises(PeerFailed) as caught:
         client.call(NOBODY, ping, LONG_S)
     assert caught.value.kind is FailureKind.REFUSED
-    assert not client._channels._open, "gRPC would go on dialling"
+    assert not client._connections._open, "gRPC would go on dialling"
     client.close()
 
 
 def refusal_of(address: Address, timeout_s: float) -> PeerFailed:
     """Why a ping there fails."""
-    client = MembershipClient()
+    client = membership_client()
     ping = Ping(Sender(Record(SOMEBODY, 1, Status.ALIVE, ())), SOMEBODY, address)
     with pytest.raises(PeerFailed) as caught:
         client.call(address, ping, timeout_s)
@@ -100,7 +100,7 @@ def test_a_question_for_a_task_is_cancelled_like_a_transfer() -> None:
         released.wait()
         return b""
 
-    client, cancellation = ModelClient(), Cancellation()
+    client, cancellation = model_client(), Cancellation()
     with ScriptedPeer(lambda request, context: iter(()), task=task) as silent:
         address = Address("127.0.0.1", silent.port)
 

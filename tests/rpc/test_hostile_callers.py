@@ -18,6 +18,7 @@ from p2pfl_net.core.params import Params
 from p2pfl_net.rpc.options import MAX_MESSAGE_BYTES
 from p2pfl_net.rpc.server import MAX_UPLOADS, POOL_THREADS
 from tests.processes import wait_for
+from tests.rpc.callers import ANYBODY, calling, new_id
 from tests.rpc.crowd import NOBODY_PORT, join_crowd
 from tests.rpc.model_files import make_model, publish
 from tests.rpc.peers import Network, Peer, wait_complete
@@ -34,7 +35,7 @@ from tests.rpc.scripted_peer import (
 )
 
 FETCH_TASK = "/p2pfl.v1.Models/FetchTask"
-ID = bytes(range(32))
+ID = new_id()
 UPLOAD_TIMEOUT_S = 100.0
 
 
@@ -69,7 +70,7 @@ def test_garbage_is_refused_without_a_word_in_the_log(network: Network, method: 
 
 def test_garbage_for_a_model_is_refused(network: Network) -> None:
     peer = network.start()
-    with grpc.insecure_channel(peer.address) as channel:
+    with calling(peer.port) as channel:
         fetch = channel.unary_stream("/p2pfl.v1.Models/FetchModel", None, None)
         code, _ = refused(lambda: next(iter(fetch(b"\xff" * 100, timeout=20))))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
@@ -171,10 +172,11 @@ def test_a_peer_that_returns_from_the_dead_without_an_address(network: Network) 
     """First its death is told without an address, then it speaks itself: there is nowhere to ping it."""
     peers = network.chain(2)
     ping = sound_ping(peers[0])
-    dead = pb.PeerRecord(peer_id=b"\x01" * 32, incarnation=1, status=pb.PEER_STATUS_DEAD)
+    back = new_id()
+    dead = pb.PeerRecord(peer_id=back, incarnation=1, status=pb.PEER_STATUS_DEAD)
     ping.updates.append(dead)
     call_ping(peers[0].port, ping)
-    ping.sender.record.peer_id = b"\x01" * 32
+    ping.sender.record.peer_id = back
     ping.sender.record.incarnation = 2
     del ping.sender.record.addresses[:], ping.updates[:]
     call_ping(peers[0].port, ping)
@@ -222,7 +224,7 @@ def test_more_uploads_than_are_admitted(network: Network) -> None:
 
         def new_upload() -> Iterator[models_pb2.ModelPart]:
             channel = stack.enter_context(
-                grpc.insecure_channel(daemon.address, [("grpc.use_local_subchannel_pool", 1)])
+                calling(daemon.port, ANYBODY, ("grpc.use_local_subchannel_pool", 1))
             )
             fetch = channel.unary_stream(
                 "/p2pfl.v1.Models/FetchModel",
@@ -256,7 +258,7 @@ def test_many_callers_at_once(network: Network) -> None:
     failures: list[str] = []
 
     def call_often(number: int) -> None:
-        sender = fake_sender(number.to_bytes(32), NOBODY_PORT)
+        sender = fake_sender(new_id(), NOBODY_PORT)
         for _ in range(50):
             try:
                 call_join(first.port, pb.JoinRequest(sender=sender, dialled=loopback(first.port)))
@@ -283,7 +285,7 @@ def test_callers_who_say_no_more_do_not_take_the_threads_of_pings(network: Netwo
 
     with ExitStack() as stack:
         stack.callback(silent.set)
-        channel = stack.enter_context(grpc.insecure_channel(peers[0].address))
+        channel = stack.enter_context(calling(peers[0].port))
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         streams = [stub.ServerReflectionInfo(nothing()) for _ in range(2 * POOL_THREADS)]
         for _ in range(POOL_THREADS):

@@ -14,9 +14,9 @@ from p2pfl_net.core.node import Node
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.reachability import Reachability
 from p2pfl_net.errors import PeerFailed
-from p2pfl_net.rpc.client import MembershipClient
 from p2pfl_net.runtime import driver
 from p2pfl_net.runtime.rounds import RoundFiles
+from tests.rpc.callers import membership_client
 
 HOME = Address("127.0.0.1", 8000)
 
@@ -32,7 +32,7 @@ def test_the_queue_of_decisions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     reach = Reachability(8000, (), HOME, params.max_addresses)
     node = Node(PeerId("f" * 64), reach, 1, params, Random(0))
     shell = create_autospec(driver.Shell, instance=True)
-    made = driver.Driver(node, MembershipClient(), create_autospec(RoundFiles, instance=True), shell)
+    made = driver.Driver(node, membership_client(), create_autospec(RoundFiles, instance=True), shell)
     try:
         for number in range(21):
             assert isinstance(made.exchange(join(number), "127.0.0.1"), JoinReply)

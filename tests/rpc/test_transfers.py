@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 
 import grpc
@@ -11,6 +12,7 @@ import pytest
 from p2pfl_proto.v1 import models_pb2
 
 from tests.processes import wait_for
+from tests.rpc.callers import calling
 from tests.rpc.fake_trainer import FakeTrainer, damage, names_of
 from tests.rpc.model_files import ModelFile, make_model, publish
 from tests.rpc.peers import Network, Peer
@@ -100,7 +102,7 @@ def test_a_truncated_model_is_not_served(network: Network, keep: int) -> None:
     model = make_model(1, 100_000)
     publish(source.state, ModelFile(model.data[:keep], model.manifest))
     assert "damaged" in source.wait_event("error")["reason"]
-    with grpc.insecure_channel(source.address) as channel:
+    with calling(source.port) as channel:
         fetch = channel.unary_stream("/p2pfl.v1.Models/FetchModel", None, None)
         with pytest.raises(grpc.RpcError) as caught:
             next(iter(fetch(b"", timeout=TRANSFER_S)))
@@ -114,8 +116,8 @@ class SlowUpload:
     """An upload whose reader takes one part and then waits."""
 
     def __init__(self, source: Peer) -> None:
-        self._channel = grpc.insecure_channel(source.address)
-        fetch = self._channel.unary_stream(
+        self._stack = ExitStack()
+        fetch = self._stack.enter_context(calling(source.port)).unary_stream(
             "/p2pfl.v1.Models/FetchModel",
             models_pb2.FetchModelRequest.SerializeToString,
             models_pb2.ModelPart.FromString,
@@ -129,7 +131,7 @@ class SlowUpload:
         self._parts = wait_for(partial(unless_busy, begin), what="the header of an upload")
 
     def rest(self) -> bytes:
-        with self._channel:
+        with self._stack:
             return b"".join(part.chunk for part in self._parts)
 
 
@@ -196,7 +198,7 @@ def test_not_modified_needs_no_bytes(network: Network) -> None:
     source = network.start()
     model = publish(source.state, make_model(1, SIZE_BYTES))
     request = models_pb2.FetchModelRequest(have_weights=[bytes.fromhex(model.manifest.weights), bytes(32)])
-    with grpc.insecure_channel(source.address) as channel:
+    with calling(source.port) as channel:
         fetch = channel.unary_stream(
             "/p2pfl.v1.Models/FetchModel",
             models_pb2.FetchModelRequest.SerializeToString,
