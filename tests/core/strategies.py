@@ -35,7 +35,7 @@ def records(
 speakers = records(statuses=st.sampled_from([Status.ALIVE, Status.LEFT]))
 senders = st.builds(Sender, speakers, st.integers(0, 2**53), few_addresses)
 updates = st.lists(records(), max_size=5).map(tuple)
-joins = st.builds(Join, senders, addresses)
+joins = st.builds(Join, senders, addresses, updates, st.none() | peer_ids)
 join_replies = st.builds(JoinReply, senders, hosts, updates)
 pings = st.builds(Ping, senders, peer_ids, addresses, updates)
 acks = st.builds(Ack, senders, updates)

@@ -100,7 +100,13 @@ pb_senders = st.builds(
 )
 few = st.lists(pb_records, max_size=3)
 pb_messages = st.one_of(
-    st.builds(pb.JoinRequest, sender=st.none() | pb_senders, dialled=st.none() | pb_addresses),
+    st.builds(
+        pb.JoinRequest,
+        sender=st.none() | pb_senders,
+        dialled=st.none() | pb_addresses,
+        records=few,
+        to=digests,
+    ),
     st.builds(pb.JoinReply, sender=st.none() | pb_senders, observed_host=texts, records=few),
     st.builds(
         pb.PingRequest,
