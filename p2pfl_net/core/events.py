@@ -44,7 +44,6 @@ class FailureKind(IntEnum):
     """Our own trouble, such as a full disk."""
     REFUSED = 8
     """Unreachable, and its machine says so itself: nobody listens there."""
-
     UNPROVED = 9
     """The caller has not shown who it is, or not in a way that still counts."""
 

@@ -247,6 +247,19 @@ def test_get_from_a_peer_that_is_named(network: Network, tmp_path: Path) -> None
     assert "another peer lives there" in said.stderr
 
 
+def test_get_as_a_peer_shows_its_key(network: Network, tmp_path: Path) -> None:
+    peer, other = network.start(), network.start()
+    publish(peer.state, make_model(1, 1000))
+    out = tmp_path / "model"
+    asked = partial(run_command, "get", peer.address, "--out", out, "--state")
+    assert asked(other.state.root).returncode == 0
+    said = asked(tmp_path / "nobody")
+    assert (said.returncode, len(said.stderr.splitlines())) == (3, 1)
+    other.state.key.write_bytes(b"damaged")
+    said = asked(other.state.root)
+    assert (said.returncode, len(said.stderr.splitlines())) == (7, 1)
+
+
 # the wire ------------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 from google.protobuf.message import Message
 from hypothesis import given
@@ -19,10 +16,10 @@ from p2pfl_net.rpc.gate import Gate
 from p2pfl_net.rpc.keys import certified_peer, check_signature
 from p2pfl_net.wire import identity
 from p2pfl_net.wire.calls import parse
-from tests.wire.tolerance import taken_or_malformed
+from tests.wire.tolerance import Decoder, check_bytes, check_message
 
 ME = PeerId("ab" * 32)
-DECODERS: list[tuple[Callable[[Any], object], type[Message]]] = [
+DECODERS: list[Decoder] = [
     (identity.decode_hello_request, pb.HelloRequest),
     (identity.decode_hello, pb.HelloReply),
     (identity.decode_token, pb.Token),
@@ -62,18 +59,12 @@ def test_a_token_survives_the_wire(token: identity.Token) -> None:
 
 @given(pb_messages)
 def test_any_field_values_are_taken_or_malformed(message: Message) -> None:
-    (decode,) = (decode for decode, kind in DECODERS if isinstance(message, kind))
-    with taken_or_malformed():
-        decode(message)
+    check_message(DECODERS, message)
 
 
 @given(st.sampled_from(DECODERS), st.binary(max_size=300))
-def test_any_bytes_are_taken_or_malformed(
-    decoder: tuple[Callable[[Any], object], type[Message]], data: bytes
-) -> None:
-    decode, kind = decoder
-    with taken_or_malformed():
-        decode(parse(kind, data))
+def test_any_bytes_are_taken_or_malformed(decoder: Decoder, data: bytes) -> None:
+    check_bytes(decoder, data)
 
 
 @given(st.binary(max_size=600) | st.builds(identity.encode_token, tokens))

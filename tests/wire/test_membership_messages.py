@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,9 +16,9 @@ from p2pfl_net.core.params import Params
 from p2pfl_net.errors import MalformedMessage
 from p2pfl_net.wire import membership
 from tests.core.strategies import acks, addresses, join_replies, joins, pings, records
-from tests.wire.tolerance import check_line, taken_or_malformed
+from tests.wire.tolerance import Decoder, check_bytes, check_line, check_message, taken_or_malformed
 
-DECODERS: list[tuple[Callable[[Any], object], type[Message]]] = [
+DECODERS: list[Decoder] = [
     (membership.decode_join, pb.JoinRequest),
     (membership.decode_join_reply, pb.JoinReply),
     (membership.decode_ping, pb.PingRequest),
@@ -122,18 +121,12 @@ pb_messages = st.one_of(
 
 @given(pb_messages)
 def test_any_field_values_are_taken_or_malformed(message: Message) -> None:
-    (decode,) = (decode for decode, kind in DECODERS if isinstance(message, kind))
-    with taken_or_malformed():
-        decode(message)
+    check_message(DECODERS, message)
 
 
 @given(st.sampled_from(DECODERS), st.binary(max_size=300))
-def test_any_bytes_are_taken_or_malformed(
-    decoder: tuple[Callable[[Any], object], type[Message]], data: bytes
-) -> None:
-    decode, kind = decoder
-    with taken_or_malformed():
-        decode(kind.FromString(data))
+def test_any_bytes_are_taken_or_malformed(decoder: Decoder, data: bytes) -> None:
+    check_bytes(decoder, data)
 
 
 @given(pings, st.data())

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from p2pfl_net.errors import MalformedMessage
+
+Decoder = tuple[Callable[[Any], object], type[Message]]
+"""A decoder, and the message that it takes."""
+
+
+def check_message(decoders: Sequence[Decoder], message: Message) -> None:
+    """The one decoder of this message takes it, whatever its fields hold, or says that it is malformed."""
+    (decode,) = (decode for decode, kind in decoders if isinstance(message, kind))
+    with taken_or_malformed():
+        decode(message)
+
+
+def check_bytes(decoder: Decoder, data: bytes) -> None:
+    """The same of bytes from anywhere."""
+    decode, kind = decoder
+    with taken_or_malformed():
+        decode(kind.FromString(data))
 
 
 @contextmanager
