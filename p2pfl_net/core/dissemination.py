@@ -6,6 +6,7 @@ SWIM's dissemination component (Das, Gupta, Motivala 2002, section 4.1), with th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
@@ -18,6 +19,14 @@ from p2pfl_net.core.ids import PeerId, is_loopback, source_of
 from p2pfl_net.core.messages import MAX_INCARNATION, Record, Sender, Status
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.table import Change, Table
+
+Sealing = Callable[[Record], Record]
+"""Signs a peer's own record."""
+
+
+def unsealed(record: Record) -> Record:
+    """For a network in which nobody lies about others."""
+    return record
 
 
 class Dissemination:
@@ -32,11 +41,14 @@ class Dissemination:
         *,
         health: LocalHealth | None = None,
         counters: Counters | None = None,
+        seal: Sealing = unsealed,
     ) -> None:
-        """`out` receives the outputs; whoever owns it hands them on."""
-        self.me = me
+        """`out` receives the outputs; whoever owns it hands them on. `seal` signs our own
+        record."""
+        self._seal = seal
+        self.me = seal(me)
         """This peer's own record; made with `say`. An attribute, for every message asks for it."""
-        self.me_elsewhere = without_loopback(me)
+        self.me_elsewhere = without_loopback(self.me)
         """The same as other machines may hear it."""
         self._gossip = GossipBuffer()
         self.table = Table(me.peer_id, params, random, on_forgotten=self._gossip.discard)
@@ -56,8 +68,8 @@ class Dissemination:
 
     def say(self, record: Record) -> None:
         """Makes `record` our own without telling anybody yet."""
-        self.me = record
-        self.me_elsewhere = without_loopback(record)
+        self.me = self._seal(record)
+        self.me_elsewhere = without_loopback(self.me)
 
     # when to gossip --------------------------------------------------------------------------------
 

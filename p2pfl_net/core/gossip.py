@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from p2pfl_net.core.ids import Address, PeerId
+from p2pfl_net.core.ids import PeerId
 from p2pfl_net.core.messages import Record
 
 
@@ -91,10 +91,6 @@ def visible_to(record: Record, *, to_loopback: bool) -> Record | None:
 def without_loopback(record: Record) -> Record:
     if not record.has_loopback:
         return record
-    return replace_addresses(record, tuple(a for a in record.addresses if not a.is_loopback))
-
-
-def replace_addresses(record: Record, addresses: tuple[Address, ...]) -> Record:
-    if addresses == record.addresses:
-        return record
-    return replace(record, addresses=addresses)
+    seal = None if record.seal is None else replace(record.seal, local=b"")
+    addresses = tuple(address for address in record.addresses if not address.is_loopback)
+    return replace(record, addresses=addresses, seal=seal)

@@ -13,7 +13,7 @@ from random import Random
 
 from p2pfl_net.core.calls import Asker, Calls, Pending, Purpose
 from p2pfl_net.core.counters import Counters
-from p2pfl_net.core.dissemination import Dissemination
+from p2pfl_net.core.dissemination import Dissemination, Sealing, unsealed
 from p2pfl_net.core.events import (
     Answered,
     Discovered,
@@ -52,6 +52,7 @@ class Membership:
         params: Params,
         random: Random,
         tags: tuple[str, ...] = (),
+        seal: Sealing = unsealed,
     ) -> None:
         self._params = params
         self._random = random
@@ -61,7 +62,7 @@ class Membership:
         self.counters = Counters()
         record = Record(me, incarnation, Status.ALIVE, reachability.confirmed, tags=tags)
         self._known = Dissemination(
-            record, params, random, self._out, health=self.health, counters=self.counters
+            record, params, random, self._out, health=self.health, counters=self.counters, seal=seal
         )
         self.table: Table = self._known.table
         """The other peers."""

@@ -21,8 +21,23 @@ class Status(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Seal:
+    """What shows that a record is its owner's word. Bytes that the core passes on as they came."""
+
+    public_key: bytes
+    content: bytes
+    """What the owner says of itself, as it signed it."""
+    signature: bytes
+    local: bytes = b""
+    """The owner's loopback addresses, of which the content names the hash: told on its machine only."""
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """What is said of one peer. Of two records the greater (incarnation, status) is the newer."""
+    """What is said of one peer. Of two records the greater (incarnation, status) is the newer.
+
+    All but suspicion and death is the owner's word, and nobody else can alter it where records are sealed.
+    """
 
     peer_id: PeerId
     incarnation: int
@@ -34,6 +49,8 @@ class Record:
     """What the peer trains for, in its operator's words; sorted."""
     suspected_by: PeerId | None = None
     """Of a suspicion: who could not reach the peer. Those who agree count (see `suspicion`)."""
+    seal: Seal | None = field(default=None, repr=False, compare=False)
+    """None in a simulated network, where nobody lies about others."""
     has_loopback: bool = field(init=False, repr=False, compare=False)
     """Whether any of its addresses means one machine only."""
 

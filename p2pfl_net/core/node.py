@@ -9,6 +9,7 @@ from typing import assert_never
 from p2pfl_net.core.candidates import candidates
 from p2pfl_net.core.collect import Collector
 from p2pfl_net.core.counters import Counters
+from p2pfl_net.core.dissemination import Sealing, unsealed
 from p2pfl_net.core.events import (
     Answered,
     Ask,
@@ -39,6 +40,8 @@ class PeerView:
     """One other peer as readers of the list see it."""
 
     record: Record
+    addresses: tuple[Address, ...]
+    """All at which it may be reached from here, the one that last worked first."""
     last_seen: float | None
     """In the core's time; None: only heard of."""
     model_version: int
@@ -72,12 +75,14 @@ class Node:
         params: Params,
         random: Random,
         tags: tuple[str, ...] = (),
+        seal: Sealing = unsealed,
     ) -> None:
-        """`incarnation`: greater than in every earlier life of this peer, such as the clock's seconds."""
+        """`incarnation`: greater than in every earlier life of this peer, such as the clock's seconds.
+        `seal` signs what this peer says of itself."""
         self._random = random
         self._params = params
         self._reachability = reachability
-        self.membership = Membership(me, reachability, incarnation, params, random, tags)
+        self.membership = Membership(me, reachability, incarnation, params, random, tags, seal)
         self._collector = Collector(params, random)
         self._stopping = False
         self._due: float | None = None
@@ -133,7 +138,10 @@ class Node:
         for record in sorted(membership.table.live_records(), key=lambda record: record.peer_id):
             contact = membership.table.contact(record.peer_id)
             offences = self._collector.offences[record.peer_id]
-            views.append(PeerView(record, contact.last_seen, contact.model_version, offences, contact.rtt_s))
+            addresses = membership.table.addresses(record.peer_id)
+            views.append(
+                PeerView(record, addresses, contact.last_seen, contact.model_version, offences, contact.rtt_s)
+            )
         return PeerList(
             membership.me,
             self._reachability.best(),

@@ -3,6 +3,9 @@
 The newer of two records wins, by (incarnation, status): a join-semilattice, so every order of arrival
 ends in the same list. The dead stay as tombstones for a while, so that old news cannot revive them.
 
+A record is kept as its owner signed it, to be passed on. Where else its peer may be reached, as far as we
+know, is kept beside it.
+
 A record that somebody told us is `hearsay` until we have called its peer ourselves, and how much of it one
 machine may bring in is bounded: a liar fills its own share of the table and not that of others.
 """
@@ -15,7 +18,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 
-from p2pfl_net.core.gossip import replace_addresses
 from p2pfl_net.core.hearsay import Hearsay
 from p2pfl_net.core.ids import Address, PeerId, source_of
 from p2pfl_net.core.messages import Record, Status
@@ -67,6 +69,8 @@ class Table:
         self._params = params
         self._on_forgotten = on_forgotten
         self._records: dict[PeerId, Record] = {}
+        self._kept: dict[PeerId, tuple[Address, ...]] = {}
+        """Addresses of earlier records at which the peer may still be reached."""
         self._contacts: dict[PeerId, Contact] = {}
         self._suspicions: dict[PeerId, Suspicion] = {}
         self.hearsay = Hearsay(params)
@@ -116,7 +120,7 @@ class Table:
 
     def addresses(self, peer_id: PeerId) -> tuple[Address, ...]:
         """Candidate addresses of a known peer, the one that last worked first."""
-        addresses = self._records[peer_id].addresses
+        addresses = self._records[peer_id].addresses + self._kept.get(peer_id, ())
         route = self.contact(peer_id).route
         if route is None or len(addresses) < 2:
             return addresses
@@ -136,14 +140,13 @@ class Table:
 
     def verify(self, peer_id: PeerId, route: Address | None = None, rtt_s: float | None = None) -> None:
         """A known peer answered our call, at `route` after `rtt_s`."""
-        record = self._records.get(peer_id)
-        if record is None:
+        if peer_id not in self._records:
             return
         self.hearsay.unmark(peer_id)
         contact = self._contacts.get(peer_id)
         if contact is None:
             contact = self._contacts[peer_id] = Contact()
-        if route is not None and route in record.addresses:
+        if route is not None and route in self.addresses(peer_id):
             contact.route = route
         if rtt_s is not None:
             old_s = contact.rtt_s
@@ -153,7 +156,7 @@ class Table:
         """An unverified peer called us from `host`: if that is its own machine, nobody else brought it."""
         if self.hearsay.source(peer_id) is None:
             return
-        if any(address.host == host for address in self._records[peer_id].addresses):
+        if any(address.host == host for address in self.addresses(peer_id)):
             self.hearsay.mark(peer_id, source_of(host))
 
     # merging ---------------------------------------------------------------------------------------
@@ -172,32 +175,40 @@ class Table:
             return None
         if old is None:
             return self._insert(record, now, source)
-        if whole:
-            kept = tuple(a for a in old.addresses if not a.is_loopback or a in record.addresses)
-            old = self._records[record.peer_id] = replace_addresses(old, kept or old.addresses)
         if not record.is_newer_than(old):
             if record.incarnation != old.incarnation or record.status is not old.status:
                 return None
             if record.status is Status.SUSPECT and self._confirm(record):
                 return Change.CONFIRMED
-            return self._join_addresses(old, record)
-        if not record.addresses:  # somebody's word of a death may carry none
-            record = replace_addresses(record, old.addresses)
-        elif old.has_loopback and not whole:
-            ports = {address.port for address in record.addresses}  # at another port lives another life
-            here = (a for a in old.addresses if a.is_loopback and a.port in ports)
-            loopback = tuple(a for a in here if a not in record.addresses)
-            limit = self._params.max_addresses
-            record = replace_addresses(record, (*record.addresses, *loopback)[:limit])
-        if record.is_live and not record.addresses:  # a tombstone that never had one
+            return self._take_fuller(old, record, whole=whole)
+        before = self.addresses(record.peer_id)
+        if record.is_live and not record.addresses and not before:  # a tombstone that never had one
             return None
         self._records[record.peer_id] = record
+        self._keep(record, before, whole=whole)
         if record.status is not Status.SUSPECT:
             self._suspicions.pop(record.peer_id, None)
         self._schedule(record, now)
-        return self._changed(old, record)
+        return self._changed(old, record, before)
 
-    def _changed(self, old: Record, record: Record) -> Change | None:
+    def _keep(self, record: Record, before: tuple[Address, ...], *, whole: bool) -> None:
+        """What still counts of the addresses that were known: all, where a record (somebody's word of a
+        death) carries none; else those of this machine, unless the peer itself has told all of them."""
+        ports = {address.port for address in record.addresses}  # at another port lives another life
+        if whole or not before:
+            kept: tuple[Address, ...] = ()
+        elif not ports:
+            kept = before
+        else:
+            here = (a for a in before if a.is_loopback and a.port in ports)
+            kept = tuple(a for a in here if a not in record.addresses)
+        kept = kept[: self._params.max_addresses - len(record.addresses)]
+        if kept:
+            self._kept[record.peer_id] = kept
+        else:
+            self._kept.pop(record.peer_id, None)
+
+    def _changed(self, old: Record, record: Record, before: tuple[Address, ...]) -> Change | None:
         """Brings the live set up to date; what a reader would call the change."""
         if record.is_live:
             if not old.is_live:
@@ -205,7 +216,7 @@ class Table:
                 return Change.JOINED
             if record.status is Status.SUSPECT:
                 return Change.SUSPECTED
-            if record.incarnation > old.incarnation and not set(old.addresses) & set(record.addresses):
+            if record.incarnation > old.incarnation and not set(before) & set(self.addresses(record.peer_id)):
                 return Change.MOVED
             return Change.REFUTED if old.status is Status.SUSPECT else Change.UPDATED
         if not old.is_live:
@@ -239,6 +250,7 @@ class Table:
     def forget(self, peer_id: PeerId) -> None:
         """Drops all that is known of a peer."""
         record = self._records.pop(peer_id)
+        self._kept.pop(peer_id, None)
         self._contacts.pop(peer_id, None)
         self._suspicions.pop(peer_id, None)
         self.hearsay.unmark(peer_id)
@@ -246,16 +258,15 @@ class Table:
             self.live.discard(peer_id)
         self._on_forgotten(peer_id)
 
-    def _join_addresses(self, old: Record, record: Record) -> Change | None:
-        """Two views of the same record may carry different addresses, for loopback ones are filtered."""
-        known = old.addresses
-        if record.addresses == known:
+    def _take_fuller(self, old: Record, record: Record, *, whole: bool) -> Change | None:
+        """Of two views of one record keeps that with the loopback addresses, or the peer's own."""
+        is_fuller = set(old.addresses) < set(record.addresses)
+        if not is_fuller and not (whole and record.addresses):
             return None
-        more = tuple(address for address in record.addresses if address not in known)
-        if not more or len(known) >= self._params.max_addresses:
-            return None
-        self._records[old.peer_id] = replace_addresses(old, (known + more)[: self._params.max_addresses])
-        return Change.UPDATED
+        had = self.addresses(record.peer_id)
+        self._records[record.peer_id] = record
+        self._keep(record, had, whole=whole)
+        return Change.UPDATED if set(had) != set(self.addresses(record.peer_id)) else None
 
     # suspicions and tombstones ---------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from p2pfl_net.rpc.connections import Connection, Connections, Credentials
 from p2pfl_net.rpc.options import MEMBERSHIP_OPTIONS
 from p2pfl_net.rpc.status import is_unproved
 from p2pfl_net.wire.calls import CALLS
+from p2pfl_net.wire.records import Opener
 
 MAX_LITERALS = 4
 """Addresses of one host name that are tried."""
@@ -51,8 +52,9 @@ class KnownPeers(Protocol):
 class MembershipClient:
     """Sends membership messages. Thread-safe."""
 
-    def __init__(self, credentials: Credentials, known: KnownPeers) -> None:
+    def __init__(self, credentials: Credentials, known: KnownPeers, opener: Opener) -> None:
         self._connections = Connections(credentials, MEMBERSHIP_OPTIONS)
+        self._opener = opener
         self._known = known
 
     def call(self, address: Address, message: Request, timeout_s: float) -> Response:
@@ -101,7 +103,7 @@ class MembershipClient:
                 raise
             connection.forget_token()
             answer = method(data, timeout=_left(deadline), metadata=connection.token(_left(deadline)))
-        return call.decode_response(answer)
+        return call.decode_response(answer, self._opener)
 
     def close(self) -> None:
         self._connections.close()

@@ -28,7 +28,7 @@ from p2pfl_net.rpc.keys import CERTIFICATE_NAME, Identity, certified_peer
 from p2pfl_net.rpc.options import Option
 from p2pfl_net.rpc.status import NOT_A_PEER, OTHER_KEY, REFUSED, SILENT, failure_of, is_unconnected
 from p2pfl_net.wire import identity as wire
-from p2pfl_net.wire.calls import parse
+from p2pfl_net.wire.fields import parse
 
 MAX_CERTIFICATES = 4096
 """Of peers that were called; each is half a kilobyte."""

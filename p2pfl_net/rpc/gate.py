@@ -16,7 +16,7 @@ from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import MalformedMessage, PeerFailed
 from p2pfl_net.rpc.keys import check_signature, peer_id_of
 from p2pfl_net.wire import identity as wire
-from p2pfl_net.wire.calls import parse
+from p2pfl_net.wire.fields import parse
 
 NONCE_S = 600.0
 """How long a nonce is given out; it is accepted for as long again. A guess: a captured token, which only the

@@ -6,7 +6,7 @@ settings: https://github.com/grpc/grpc/blob/master/doc/keepalive.md
 
 from __future__ import annotations
 
-MAX_MESSAGE_BYTES = 8 << 20
+MAX_MESSAGE_BYTES = 16 << 20
 """Bounds one message, so a full state of `Params.max_peers`; models come in chunks far below it."""
 
 Option = tuple[str, int]

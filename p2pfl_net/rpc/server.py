@@ -25,8 +25,10 @@ from p2pfl_net.rpc.serving import ModelSource, stream_model
 from p2pfl_net.rpc.status import code_of, one_line
 from p2pfl_net.rpc.uploads import Uploads
 from p2pfl_net.wire import models
-from p2pfl_net.wire.calls import CALLS, MEMBERSHIP_SERVICE, Call, parse
+from p2pfl_net.wire.calls import CALLS, MEMBERSHIP_SERVICE, Call
+from p2pfl_net.wire.fields import parse
 from p2pfl_net.wire.identity import IDENTITY_SERVICE
+from p2pfl_net.wire.records import Opener
 
 POOL_THREADS = 24
 MAX_UPLOADS = 16
@@ -48,6 +50,7 @@ class Server:
         identity: Identity,
         exchange: Exchange,
         source: ModelSource,
+        opener: Opener,
         network_key: bytes | None = None,
     ) -> None:
         """`network_key`: only those who hold it may call; None: anybody who says who it is."""
@@ -55,6 +58,7 @@ class Server:
         self._me = identity.peer_id
         self._gate = Gate(identity.peer_id, network_key)
         self._exchange = exchange
+        self._opener = opener
         self._source = source
         self._uploads = Uploads(MAX_UPLOADS)
         self._health = health.HealthServicer()
@@ -143,7 +147,7 @@ class Server:
     def _exchange_bytes(self, call: Call, data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
             caller = self._gate.caller(context.invocation_metadata())
-            message = call.decode_request(data)
+            message = call.decode_request(data, self._opener)
             if message.sender.record.peer_id != caller:
                 raise MalformedMessage("speaks for another peer: the token is not of the sender")
             reply = self._exchange(message, caller_host(context))

@@ -45,10 +45,14 @@ def peers_value(peers: PeerList, model_version: int, wall_time: Callable[[float]
     """The content of `peers.json`; `wall_time` turns the core's time into Unix seconds."""
     return {
         "contract": CONTRACT_VERSION,
-        "self": {**_record_value(peers.me), "address": str(peers.address), "version": model_version},
+        "self": {
+            **_record_value(peers.me, peers.me.addresses),
+            "address": str(peers.address),
+            "version": model_version,
+        },
         "peers": [
             {
-                **_record_value(view.record),
+                **_record_value(view.record, view.addresses),
                 "last_seen": None if view.last_seen is None else round(wall_time(view.last_seen), 3),
                 "rtt_ms": None if view.rtt_s is None else round(view.rtt_s * 1e3, 3),
                 "version": view.model_version,
@@ -60,12 +64,12 @@ def peers_value(peers: PeerList, model_version: int, wall_time: Callable[[float]
     }
 
 
-def _record_value(record: Record) -> dict[str, Any]:
+def _record_value(record: Record, addresses: tuple[Address, ...]) -> dict[str, Any]:
     return {
         "id": record.peer_id,
-        "address": str(record.addresses[0]) if record.addresses else None,
+        "address": str(addresses[0]) if addresses else None,
         "state": record.status.name.lower(),
-        "addresses": [str(address) for address in record.addresses],
+        "addresses": [str(address) for address in addresses],
         "task": record.task,
         "published": record.published,
         "tags": list(record.tags),

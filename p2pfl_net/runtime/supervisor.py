@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 from p2pfl_state import atomic, home, lock, markers
@@ -19,13 +20,14 @@ from p2pfl_state.manifest import Manifest
 from p2pfl_net.config import ServeConfig
 from p2pfl_net.core.events import InterfacesChanged, ModelPublished, Stop
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
+from p2pfl_net.core.messages import Record
 from p2pfl_net.core.node import Node, PeerList
 from p2pfl_net.core.reachability import Reachability
 from p2pfl_net.errors import BootFailed, PeerFailed, UsageError
 from p2pfl_net.rpc.client import MembershipClient, resolve
 from p2pfl_net.rpc.connections import Credentials
 from p2pfl_net.rpc.fetching import ModelClient
-from p2pfl_net.rpc.keys import Identity
+from p2pfl_net.rpc.keys import Identity, check_signature
 from p2pfl_net.rpc.server import Server
 from p2pfl_net.runtime import identity
 from p2pfl_net.runtime.booting import Booting
@@ -35,6 +37,8 @@ from p2pfl_net.runtime.known_peers import KnownPeers
 from p2pfl_net.runtime.published import PublishedModel
 from p2pfl_net.runtime.rounds import RoundFiles
 from p2pfl_net.runtime.statedir import EventLog, TrainerWatch, peers_value, remembered_addresses
+from p2pfl_net.wire import records
+from p2pfl_net.wire.records import Opener
 
 
 class Daemon:
@@ -75,11 +79,13 @@ class Daemon:
         config, me = self._config, own.peer_id
         credentials = Credentials(own, config.network_key)
         models = ModelClient(credentials)
-        calls = MembershipClient(credentials, known_peers)
+        opener = Opener(check_signature)
+        calls = MembershipClient(credentials, known_peers, opener)
         server = Server(
             own,
             lambda message, host: driver.exchange(message, host),
             self._published,
+            opener,
             config.network_key,
         )
         port = server.bind(config.host, config.port)
@@ -88,7 +94,7 @@ class Daemon:
         reach = Reachability(port, hosts, advertise, config.params.max_addresses)
         seed = random.Random(secrets.randbits(128))
         incarnation = int(time.time())
-        node = Node(me, reach, incarnation, config.params, seed, config.tags)
+        node = Node(me, reach, incarnation, config.params, seed, config.tags, partial(_sealed, own))
         rounds = RoundFiles(self._state, models, config.max_model_bytes)
         driver = Driver(node, calls, rounds, self)
         self._booting = Booting(config, remembered_addresses(self._state), driver, self.note)
@@ -182,6 +188,11 @@ class Daemon:
 
     def note(self, event: str, fields: dict[str, object]) -> None:
         self._log.append(event, fields)
+
+
+def _sealed(own: Identity, record: Record) -> Record:
+    """This peer's record under its signature."""
+    return records.seal(record, own.public_key, own.sign, secrets.token_bytes(records.SALT_BYTES))
 
 
 def _resolved(address: Address) -> Address:

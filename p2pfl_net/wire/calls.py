@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from p2pfl_proto.v1 import membership_pb2 as pb
 
 from p2pfl_net.core.messages import Ack, Join, JoinReply, Ping, Relay, RelayReply, Request, Response
-from p2pfl_net.errors import MalformedMessage
 from p2pfl_net.wire import membership as wire
-
-M = TypeVar("M", bound=Message)
+from p2pfl_net.wire.fields import parse
+from p2pfl_net.wire.records import Opener
 
 MEMBERSHIP_SERVICE = "p2pfl.v1.Membership"
 
@@ -24,28 +23,20 @@ class Call:
 
     name: str
     encode_request: Callable[[Any], bytes]
-    decode_request: Callable[[bytes], Request]
+    decode_request: Callable[[bytes, Opener], Request]
     response: type[Response]
     encode_response: Callable[[Any], bytes]
-    decode_response: Callable[[bytes], Response]
+    decode_response: Callable[[bytes, Opener], Response]
 
     @property
     def path(self) -> str:
         return f"/{MEMBERSHIP_SERVICE}/{self.name}"
 
 
-def parse(kind: type[M], data: bytes) -> M:
-    """The protobuf message in `data`. Raises `MalformedMessage`."""
-    try:
-        return kind.FromString(data)
-    except DecodeError:
-        raise MalformedMessage("not a message of this protocol") from None
-
-
 def _call(
     name: str,
-    request: tuple[type[Message], Callable[[Any], Message], Callable[[Any], Request]],
-    response: tuple[type[Message], Callable[[Any], Message], Callable[[Any], Response]],
+    request: tuple[type[Message], Callable[[Any], Message], Callable[[Any, Opener], Request]],
+    response: tuple[type[Message], Callable[[Any], Message], Callable[[Any, Opener], Response]],
     answer: type[Response],
 ) -> Call:
     """Of each message: its protobuf type, and how the core's is encoded into it and decoded from it."""
@@ -54,10 +45,10 @@ def _call(
     return Call(
         name,
         lambda message: encode_request(message).SerializeToString(),
-        lambda data: decode_request(parse(request_type, data)),
+        lambda data, opener: decode_request(parse(request_type, data), opener),
         answer,
         lambda message: encode_response(message).SerializeToString(),
-        lambda data: decode_response(parse(response_type, data)),
+        lambda data, opener: decode_response(parse(response_type, data), opener),
     )
 
 

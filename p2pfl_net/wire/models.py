@@ -17,7 +17,7 @@ from p2pfl_state.taskfile import MAX_TASK_BYTES, TaskFile
 
 from p2pfl_net.core.ids import PeerId, TaskDigest
 from p2pfl_net.errors import MalformedMessage
-from p2pfl_net.wire.membership import decode_digest, decode_peer_id
+from p2pfl_net.wire.fields import decode_digest, decode_peer_id
 
 FIRST_CHUNK_BYTES = 64 << 10
 CHUNK_BYTES = 1 << 20

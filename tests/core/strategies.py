@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
-from p2pfl_net.core.messages import MAX_INCARNATION, Ack, Join, JoinReply, Ping, Record, Sender, Status
+from p2pfl_net.core.messages import MAX_INCARNATION, Record, Status
 
 PEERS = [PeerId(f"{number:064x}") for number in range(4)]
 
@@ -30,15 +30,6 @@ def records(
     task = draw(st.none() | digests.map(TaskDigest))
     published = task is not None and draw(st.booleans())
     return Record(draw(ids), draw(incarnations), draw(statuses), draw(addresses), task, published)
-
-
-speakers = records(statuses=st.sampled_from([Status.ALIVE, Status.LEFT]))
-senders = st.builds(Sender, speakers, st.integers(0, 2**53), few_addresses)
-updates = st.lists(records(), max_size=5).map(tuple)
-joins = st.builds(Join, senders, addresses, updates, st.none() | peer_ids)
-join_replies = st.builds(JoinReply, senders, hosts, updates)
-pings = st.builds(Ping, senders, peer_ids, addresses, updates)
-acks = st.builds(Ack, senders, updates)
 
 
 @st.composite

@@ -72,7 +72,7 @@ def test_the_live_set_is_that_of_the_records(records: list[Record]) -> None:
         made.merge(record, 0.0)
     live = {peer for peer, (_, status) in said_by(made).items() if status <= Status.SUSPECT}
     assert set(made.live.members()) == live
-    assert all(record.addresses for record in made.live_records())
+    assert all(made.addresses(record.peer_id) for record in made.live_records())
 
 
 @given(st.lists(rumours(), max_size=12), rumours())
@@ -107,11 +107,33 @@ def test_who_was_only_heard_of_dead_needs_an_address_to_live() -> None:
     assert made.merge(Record(X, 2, Status.ALIVE, HOME), 0.0) is Change.JOINED
 
 
-def test_views_of_one_record_join_their_addresses_up_to_the_bound() -> None:
+def test_of_two_views_of_a_record_the_fuller_stays() -> None:
+    near = Address("127.0.0.1", 8000)
+    elsewhere, here = (Record(X, 1, Status.ALIVE, addresses) for addresses in (HOME, (near, *HOME)))
+    for views in ((elsewhere, here), (here, elsewhere)):
+        made = table()
+        for view in views:
+            made.merge(view, 0.0)
+        assert made.get(X) is here
+    other = Record(X, 1, Status.ALIVE, (Address("10.0.0.1", 1),))
+    assert made.merge(other, 0.0) is None, "nobody has two records of one incarnation"
+
+
+def test_loopback_addresses_outlive_records_that_cannot_tell_them() -> None:
+    near, moved = Address("127.0.0.1", 8000), Address("10.0.0.1", 9000)
     made = table(Params(max_addresses=2))
-    for port in range(1, 5):
-        made.merge(Record(X, 1, Status.ALIVE, (Address("10.0.0.1", port),)), 0.0)
-    assert [address.port for address in made.addresses(X)] == [1, 2]
+    made.merge(Record(X, 1, Status.ALIVE, (*HOME, near)), 0.0)
+    newer = Record(X, 2, Status.ALIVE, HOME)
+    made.merge(newer, 0.0)
+    assert made.get(X) is newer, "it is passed on as it came"
+    assert set(made.addresses(X)) == {*HOME, near}
+    made.merge(Record(X, 3, Status.ALIVE, HOME), 0.0, whole=True)
+    assert made.addresses(X) == HOME
+    made.merge(Record(X, 4, Status.ALIVE, (*HOME, near)), 0.0)
+    made.merge(Record(X, 5, Status.ALIVE, (moved,)), 0.0)
+    assert made.addresses(X) == (moved,), "at another port lives another life"
+    made.merge(Record(X, 6, Status.ALIVE, ()), 0.0)
+    assert made.addresses(X) == (moved,)
 
 
 def test_a_suspect_is_dead_when_its_time_runs_out_and_forgotten_later() -> None:

@@ -12,31 +12,27 @@ from p2pfl_net.core.ids import Address, PeerId
 from p2pfl_net.rpc.client import MembershipClient
 from p2pfl_net.rpc.connections import Connection, Credentials
 from p2pfl_net.rpc.fetching import ModelClient
-from p2pfl_net.rpc.keys import CERTIFICATE_NAME, Identity
+from p2pfl_net.rpc.keys import CERTIFICATE_NAME, Identity, check_signature
+from p2pfl_net.wire.records import Opener
 
 CALL_TIMEOUT_S = 20.0
 
-_PLAYED: dict[PeerId, Identity] = {}
+_PLAYED: dict[bytes, Identity] = {}
 
 
 def new_identity() -> Identity:
     """A peer that a test plays."""
     identity = Identity.new()
-    _PLAYED[identity.peer_id] = identity
+    _PLAYED[identity.public_key] = identity
     return identity
-
-
-def new_id() -> bytes:
-    """The id of a peer that a test plays, in wire form."""
-    return bytes.fromhex(new_identity().peer_id)
 
 
 ANYBODY = new_identity()
 
 
-def played_by(peer_id: bytes) -> Identity:
-    """Who speaks as this peer: itself, where a test plays it."""
-    return _PLAYED.get(PeerId(peer_id.hex()), ANYBODY)
+def played_by(public_key: bytes) -> Identity:
+    """Who speaks as the peer with this key: itself, where a test plays it."""
+    return _PLAYED.get(public_key, ANYBODY)
 
 
 class TrustsAll:
@@ -47,7 +43,7 @@ class TrustsAll:
 
 
 def membership_client() -> MembershipClient:
-    return MembershipClient(Credentials(new_identity()), TrustsAll())
+    return MembershipClient(Credentials(new_identity()), TrustsAll(), Opener(check_signature))
 
 
 def model_client() -> ModelClient:

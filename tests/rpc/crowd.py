@@ -26,7 +26,7 @@ def join_crowd(daemon: Peer, count: int) -> list[str]:
             fake = Identity.new()
             ids.append(fake.peer_id)
             token = Connection(channel, peer_id, Credentials(fake)).token(CALL_TIMEOUT_S)
-            sender = fake_sender(bytes.fromhex(fake.peer_id), NOBODY_PORT)
+            sender = fake_sender(fake, NOBODY_PORT)
             request = pb.JoinRequest(sender=sender, dialled=loopback(daemon.port))
             called = partial(join, request, timeout=CALL_TIMEOUT_S, metadata=token)
             wait_for(partial(unless_busy, called), what="a place in the daemon's queue")

@@ -14,7 +14,7 @@ from p2pfl_proto.v1 import membership_pb2 as pb
 from p2pfl_proto.v1 import models_pb2
 
 from p2pfl_net.rpc.options import MAX_MESSAGE_BYTES
-from tests.rpc.callers import new_identity
+from tests.rpc.callers import ANYBODY, new_identity
 from tests.rpc.peers import Peer
 from tests.rpc.scripted_peer import Gone, RpcServer, call_join, fake_sender, loopback, stall
 
@@ -31,7 +31,7 @@ def random_bytes(source: random.Random, context: grpc.ServicerContext) -> bytes:
 
 def wrong_message(source: random.Random, context: grpc.ServicerContext) -> bytes:
     """Protobuf that belongs elsewhere, or is of somebody else."""
-    stranger = fake_sender(source.randbytes(32), 1)
+    stranger = fake_sender(ANYBODY, 1)
     return source.choice(
         [
             b"",
@@ -86,7 +86,8 @@ class RawPeer:
     """A listener on loopback that speaks another protocol. A context manager."""
 
     def __init__(self, seed: int) -> None:
-        self.peer_id = new_identity().peer_id
+        self.identity = new_identity()
+        self.peer_id = self.identity.peer_id
         self.calls = 0
         self._random = random.Random(seed)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -120,5 +121,5 @@ class RawPeer:
 
 def register(peer: GarbagePeer | RawPeer, daemon: Peer) -> None:
     """Makes a daemon believe in it: it says a sound sentence once."""
-    sender = fake_sender(bytes.fromhex(peer.peer_id), peer.port)
+    sender = fake_sender(peer.identity, peer.port)
     call_join(daemon.port, pb.JoinRequest(sender=sender, dialled=loopback(daemon.port)))

@@ -66,12 +66,12 @@ def lies(draw: random.Random) -> Iterator[bytes]:
     for _ in range(NAMES):
         peer_id = draw.randbytes(32).hex().encode()
         label = peer_id[:16]
-        good = texts(id=peer_id, protocol=b"1-1")
+        good = texts(id=peer_id, protocol=b"2-2")
         owner = bytes([len(label)]) + label + TYPE
         yield draw.choice(
             [
                 service(
-                    label, host, texts(id=draw.randbytes(32).hex().encode(), protocol=b"1-1"), 1, "10.77.0.9"
+                    label, host, texts(id=draw.randbytes(32).hex().encode(), protocol=b"2-2"), 1, "10.77.0.9"
                 ),
                 service(label, host, texts(id=peer_id, protocol=b"8-9"), 1, "10.77.0.9"),
                 service(label, host, draw.randbytes(200), 1, "10.77.0.9"),
@@ -96,7 +96,7 @@ def lies(draw: random.Random) -> Iterator[bytes]:
         )
     # a peer that is not there, and does as if it were
     ghost = b"0" * 64
-    yield service(ghost[:16], host, texts(id=ghost, protocol=b"1-1"), draw.randrange(1, 65536), "10.77.0.99")
+    yield service(ghost[:16], host, texts(id=ghost, protocol=b"2-2"), draw.randrange(1, 65536), "10.77.0.99")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.rpc.options import SERVER_OPTIONS
 from p2pfl_net.wire import models
 from p2pfl_net.wire.identity import IDENTITY_SERVICE
+from p2pfl_net.wire.membership import PROTOCOL_HIGHEST, PROTOCOL_LOWEST
+from p2pfl_net.wire.records import SALT_BYTES, record_text
 from tests.processes import PATIENCE_S, wait_for
 from tests.rpc.callers import ANYBODY, CALL_TIMEOUT_S, calling, new_identity, played_by
 from tests.rpc.model_files import TASK, ModelFile
@@ -72,16 +75,14 @@ class ScriptedPeer(RpcServer):
     def __init__(self, parts: Parts, *, task: bytes | Callable[[], bytes] | None = None) -> None:
         self.requests: list[models_pb2.FetchModelRequest] = []
         self._incarnation = 1
-        self._status = pb.PEER_STATUS_ALIVE
+        self._left = False
         self._parts = parts
         self._task = TASK.encode() if task is None else task
         super().__init__(new_identity(), self._membership(), self._models())
 
     def sender(self) -> pb.Sender:
         """What it says of itself: alive until it has left, with a published model of the task."""
-        sender = fake_sender(bytes.fromhex(self.peer_id), self.port)
-        sender.record.incarnation, sender.record.status = self._incarnation, self._status
-        return sender
+        return fake_sender(self.identity, self.port, incarnation=self._incarnation, left=self._left)
 
     def join(self, daemon: Peer) -> None:
         """Registers with a daemon."""
@@ -95,15 +96,16 @@ class ScriptedPeer(RpcServer):
         try:
             yield
         finally:
-            self._status = pb.PEER_STATUS_LEFT
+            self._left = True
             to = bytes.fromhex(daemon.peer_id)
             call_ping(daemon.port, pb.PingRequest(sender=self.sender(), to=to, dialled=loopback(daemon.port)))
 
     def _refute(self, updates: Iterable[pb.PeerRecord]) -> None:
         """Outlives what is said of it: a busy machine may have let it answer late (SWIM, 4.2)."""
         for record in updates:
-            if record.peer_id.hex() == self.peer_id and record.status != pb.PEER_STATUS_ALIVE:
-                self._incarnation = max(self._incarnation, record.incarnation + 1)
+            if record.public_key == self.identity.public_key and record.status != pb.PEER_STATUS_ALIVE:
+                held = pb.RecordContent.FromString(record.content).incarnation
+                self._incarnation = max(self._incarnation, held + 1)
 
     def _membership(self) -> grpc.GenericRpcHandler[Any, Any]:
         def ping(request: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingReply:
@@ -226,19 +228,37 @@ def loopback(port: int) -> pb.Address:
     return pb.Address(host="127.0.0.1", port=port)
 
 
-def fake_sender(peer_id: bytes, port: int, *, published: bool = True) -> pb.Sender:
+def fake_sender(
+    identity: Identity, port: int, *, published: bool = True, incarnation: int = 1, left: bool = False
+) -> pb.Sender:
     """A peer on loopback that speaks the protocol."""
+    near = pb.LocalAddresses(salt=bytes(SALT_BYTES), addresses=[loopback(port)])
+    content = pb.RecordContent(
+        incarnation=incarnation,
+        left=left,
+        task=bytes.fromhex(TASK.digest) if published else b"",
+        published=published,
+    )
     return pb.Sender(
-        protocol=pb.ProtocolRange(lowest=1, highest=1),
-        record=pb.PeerRecord(
-            peer_id=peer_id,
-            incarnation=1,
-            status=pb.PEER_STATUS_ALIVE,
-            addresses=[loopback(port)],
-            task=bytes.fromhex(TASK.digest) if published else b"",
-            published=published,
-        ),
+        protocol=pb.ProtocolRange(lowest=PROTOCOL_LOWEST, highest=PROTOCOL_HIGHEST),
+        record=sealed(identity, content, near),
         model_version=1 if published else 0,
+    )
+
+
+def sealed(
+    identity: Identity, content: pb.RecordContent, near: pb.LocalAddresses | None = None
+) -> pb.PeerRecord:
+    """What a peer says of itself, whether true or not, under its signature."""
+    local = b"" if near is None else near.SerializeToString()
+    content.local = hashlib.sha256(local).digest() if local else b""
+    data = content.SerializeToString()
+    return pb.PeerRecord(
+        public_key=identity.public_key,
+        content=data,
+        signature=identity.sign(record_text(data)),
+        local=local,
+        status=pb.PEER_STATUS_LEFT if content.left else pb.PEER_STATUS_ALIVE,
     )
 
 
@@ -259,7 +279,7 @@ def _speaker(method: str, data: bytes) -> Identity:
         message.ParseFromString(data)
     except DecodeError:
         return ANYBODY
-    return played_by(message.sender.record.peer_id)
+    return played_by(message.sender.record.public_key)
 
 
 def is_busy(error: grpc.RpcError) -> bool:

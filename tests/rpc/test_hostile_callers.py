@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import grpc
 import pytest
@@ -18,7 +20,7 @@ from p2pfl_net.core.params import Params
 from p2pfl_net.rpc.options import MAX_MESSAGE_BYTES
 from p2pfl_net.rpc.server import MAX_UPLOADS, POOL_THREADS
 from tests.processes import wait_for
-from tests.rpc.callers import ANYBODY, calling, new_id
+from tests.rpc.callers import ANYBODY, calling, new_identity
 from tests.rpc.crowd import NOBODY_PORT, join_crowd
 from tests.rpc.model_files import make_model, publish
 from tests.rpc.peers import Network, Peer, wait_complete
@@ -31,11 +33,12 @@ from tests.rpc.scripted_peer import (
     fake_sender,
     loopback,
     raw_call,
+    sealed,
     unless_busy,
 )
 
 FETCH_TASK = "/p2pfl.v1.Models/FetchTask"
-ID = new_id()
+CALLER = new_identity()
 UPLOAD_TIMEOUT_S = 100.0
 
 
@@ -49,11 +52,11 @@ def refused(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
 
 
 def sound_join(daemon: Peer) -> pb.JoinRequest:
-    return pb.JoinRequest(sender=fake_sender(ID, NOBODY_PORT), dialled=loopback(daemon.port))
+    return pb.JoinRequest(sender=fake_sender(CALLER, NOBODY_PORT), dialled=loopback(daemon.port))
 
 
 def sound_ping(daemon: Peer) -> pb.PingRequest:
-    sender = fake_sender(ID, NOBODY_PORT)
+    sender = fake_sender(CALLER, NOBODY_PORT)
     return pb.PingRequest(sender=sender, to=bytes.fromhex(daemon.peer_id), dialled=loopback(daemon.port))
 
 
@@ -77,31 +80,47 @@ def test_garbage_for_a_model_is_refused(network: Network) -> None:
     assert "Exception" not in peer.process.output()
 
 
+def saying(*near: pb.Address, **content: Any) -> Callable[[pb.JoinRequest], object]:
+    """The sender says something of itself that nobody can be."""
+
+    def alter(join: pb.JoinRequest) -> None:
+        said = pb.RecordContent(**content)
+        told = pb.LocalAddresses(addresses=near or [loopback(NOBODY_PORT)])
+        join.sender.record.CopyFrom(sealed(CALLER, said, told))
+
+    return alter
+
+
+def far(host: str, port: int = 8000) -> list[pb.Address]:
+    return [pb.Address(host=host, port=port)]
+
+
 BROKEN_JOINS: dict[str, Callable[[pb.JoinRequest], object]] = {
     "nothing": lambda join: join.Clear(),
     "no sender": lambda join: join.ClearField("sender"),
     "no dialled address": lambda join: join.ClearField("dialled"),
-    "a short id": lambda join: setattr(join.sender.record, "peer_id", b"../../etc/passwd"),
+    "a key that is a path": lambda join: setattr(join.sender.record, "public_key", b"../../etc/passwd"),
     "a status of no kind": lambda join: setattr(join.sender.record, "status", 77),
     "a dead speaker": lambda join: setattr(join.sender.record, "status", pb.PEER_STATUS_DEAD),
-    "an incarnation past all": lambda join: setattr(join.sender.record, "incarnation", 2**63),
+    "a goodbye that is not signed": lambda join: setattr(join.sender.record, "status", pb.PEER_STATUS_LEFT),
+    "no signature": lambda join: join.sender.record.ClearField("signature"),
+    "other addresses than are signed": lambda join: setattr(
+        join.sender.record, "local", pb.LocalAddresses(addresses=[loopback(99)]).SerializeToString()
+    ),
+    "an incarnation past all": saying(incarnation=2**63),
     "a version past all": lambda join: setattr(join.sender, "model_version", 2**63),
-    "a name as address": lambda join: setattr(join.sender.record.addresses[0], "host", "evil.example"),
-    "a path as address": lambda join: setattr(join.sender.record.addresses[0], "host", "/etc/passwd"),
-    "a zone as address": lambda join: setattr(join.sender.record.addresses[0], "host", "fe80::1%[/red]\n"),
-    "a megabyte as address": lambda join: setattr(
-        join.sender.record.addresses[0], "host", "fe80::1%" + "x" * 1_000_000
-    ),
-    "port 0": lambda join: setattr(join.sender.record.addresses[0], "port", 0),
-    "port 70000": lambda join: setattr(join.sender.record.addresses[0], "port", 70_000),
-    "nine addresses": lambda join: join.sender.record.addresses.extend(
-        pb.Address(host=f"10.0.0.{number}", port=1) for number in range(9)
-    ),
+    "a name as address": saying(addresses=far("evil.example")),
+    "a path as address": saying(addresses=far("/etc/passwd")),
+    "a zone as address": saying(addresses=far("fe80::1%[/red]\n")),
+    "a megabyte as address": saying(addresses=far("fe80::1%" + "x" * 1_000_000)),
+    "port 0": saying(loopback(0)),
+    "port 70000": saying(addresses=far("10.0.0.1", 70_000)),
+    "nine addresses": saying(addresses=[pb.Address(host=f"10.0.0.{number}", port=1) for number in range(9)]),
     "nine candidates": lambda join: join.sender.candidates.extend(
         pb.Address(host=f"10.0.0.{number}", port=1) for number in range(9)
     ),
-    "a short task": lambda join: setattr(join.sender.record, "task", b"task"),
-    "published without a task": lambda join: join.sender.record.ClearField("task"),
+    "a short task": saying(task=b"task"),
+    "published without a task": saying(published=True),
 }
 
 
@@ -129,7 +148,7 @@ def test_a_broken_join_is_refused(lonely: Peer, name: str) -> None:
     check_knows_nobody(lonely)
 
 
-@pytest.mark.parametrize(("lowest", "highest"), [(2, 9), (0, 0), (3, 2)])
+@pytest.mark.parametrize(("lowest", "highest"), [(3, 9), (0, 0), (4, 3)])
 def test_another_protocol_is_refused_with_one_line(lonely: Peer, lowest: int, highest: int) -> None:
     request = sound_join(lonely)
     request.sender.protocol.CopyFrom(pb.ProtocolRange(lowest=lowest, highest=highest))
@@ -137,7 +156,7 @@ def test_another_protocol_is_refused_with_one_line(lonely: Peer, lowest: int, hi
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "protocol" in words
     assert "\n" not in words
-    if lowest == 2:
+    if lowest == 3:
         assert "install the same version" in words
     check_knows_nobody(lonely)
 
@@ -145,9 +164,9 @@ def test_another_protocol_is_refused_with_one_line(lonely: Peer, lowest: int, hi
 def test_a_call_for_another_peer_is_refused(network: Network) -> None:
     daemon = network.start()
     request = sound_ping(daemon)
-    request.to = ID
+    request.to = bytes.fromhex(CALLER.peer_id)
     assert refused(lambda: call_ping(daemon.port, request))[0] is grpc.StatusCode.FAILED_PRECONDITION
-    asked = models_pb2.FetchTaskRequest(to=ID).SerializeToString()
+    asked = models_pb2.FetchTaskRequest(to=bytes.fromhex(CALLER.peer_id)).SerializeToString()
     assert refused(lambda: raw_call(daemon.port, FETCH_TASK, asked))[0] is grpc.StatusCode.FAILED_PRECONDITION
     check_knows_nobody(daemon)
 
@@ -161,42 +180,72 @@ def test_too_large_a_message_is_refused(network: Network) -> None:
 def test_too_many_updates_are_refused(network: Network) -> None:
     daemon = network.start()
     request = sound_ping(daemon)
-    for number in range(5000):
-        record = fake_sender(number.to_bytes(32), NOBODY_PORT).record
-        request.updates.append(record)
+    request.updates.extend([fake_sender(new_identity(), NOBODY_PORT).record] * 5000)
     assert refused(lambda: call_ping(daemon.port, request))[0] is grpc.StatusCode.INVALID_ARGUMENT
     check_knows_nobody(daemon)
 
 
 def test_a_peer_that_returns_from_the_dead_without_an_address(network: Network) -> None:
-    """First its death is told without an address, then it speaks itself: there is nowhere to ping it."""
+    """First its death is told, then it speaks itself, and says no address: there is nowhere to ping it."""
     peers = network.chain(2)
+    back = new_identity()
     ping = sound_ping(peers[0])
-    back = new_id()
-    dead = pb.PeerRecord(peer_id=back, incarnation=1, status=pb.PEER_STATUS_DEAD)
+    dead = sealed(back, pb.RecordContent(incarnation=1))
+    dead.status = pb.PEER_STATUS_DEAD
     ping.updates.append(dead)
     call_ping(peers[0].port, ping)
-    ping.sender.record.peer_id = back
-    ping.sender.record.incarnation = 2
-    del ping.sender.record.addresses[:], ping.updates[:]
+    ping.sender.record.CopyFrom(sealed(back, pb.RecordContent(incarnation=2)))
+    del ping.updates[:]
     call_ping(peers[0].port, ping)
-    peers[0].wait_event("peer_lost", peer=ID.hex())  # some rounds of probes later
+    peers[0].wait_event("peer_lost", peer=CALLER.peer_id)  # some rounds of probes later
     wait_complete(peers)
+
+
+def heard_of(teller: Peer, about: Peer) -> pb.PeerRecord:
+    """The record of a peer as another tells it."""
+    told = call_join(teller.port, sound_join(teller)).records
+    return next(r for r in told if hashlib.sha256(r.public_key).hexdigest() == about.peer_id)
 
 
 def test_slander_is_refuted(network: Network) -> None:
     first, second = peers = network.chain(2)
+    slander = heard_of(first, second)
+    slander.status = pb.PEER_STATUS_SUSPECT
     ping = sound_ping(first)
-    slander = pb.PeerRecord(
-        peer_id=bytes.fromhex(second.peer_id),
-        incarnation=2**40,
-        status=pb.PEER_STATUS_SUSPECT,
-        addresses=[loopback(second.port)],
-    )
     ping.updates.append(slander)
     call_ping(first.port, ping)
     first.wait_event("peer_suspected", peer=second.peer_id)
     wait_complete(peers)  # refuted, or on a busy machine lost and taken back
+
+
+def test_nobody_alters_the_record_of_another(network: Network) -> None:
+    """Neither where it lives, nor how new that is, nor that it has gone."""
+    first, second = peers = network.chain(2)
+    heard = heard_of(first, second)
+    said = pb.RecordContent.FromString(heard.content)
+
+    def altered(**fields: Any) -> pb.PeerRecord:
+        other = pb.RecordContent.FromString(heard.content)
+        other.MergeFrom(pb.RecordContent(**fields))
+        record = pb.PeerRecord.FromString(heard.SerializeToString())
+        record.content = other.SerializeToString()
+        return record
+
+    moved = pb.PeerRecord.FromString(heard.SerializeToString())
+    moved.local = pb.LocalAddresses(addresses=[loopback(NOBODY_PORT)]).SerializeToString()
+    gone = pb.PeerRecord.FromString(heard.SerializeToString())
+    gone.status = pb.PEER_STATUS_LEFT
+    of_liar = sealed(CALLER, said)
+    of_liar.public_key = heard.public_key
+    lies = [altered(incarnation=2**40), altered(left=True), altered(addresses=far("10.9.9.9")), moved, gone]
+    for lie in (*lies, of_liar):
+        ping = sound_ping(first)
+        ping.updates.append(lie)
+        code, words = refused(partial(call_ping, first.port, ping))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "\n" not in words
+    assert heard_of(first, second).public_key == heard.public_key
+    wait_complete(peers)
 
 
 @pytest.mark.timeout(600)
@@ -258,7 +307,7 @@ def test_many_callers_at_once(network: Network) -> None:
     failures: list[str] = []
 
     def call_often(number: int) -> None:
-        sender = fake_sender(new_id(), NOBODY_PORT)
+        sender = fake_sender(new_identity(), NOBODY_PORT)
         for _ in range(50):
             try:
                 call_join(first.port, pb.JoinRequest(sender=sender, dialled=loopback(first.port)))

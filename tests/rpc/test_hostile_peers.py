@@ -13,6 +13,7 @@ from p2pfl_proto.v1.models_pb2 import FetchModelRequest, ModelPart
 from p2pfl_state.manifest import Parent
 
 from p2pfl_net.core.params import Params
+from p2pfl_net.rpc.options import MAX_MESSAGE_BYTES
 from tests.rpc.crowd import join_crowd
 from tests.rpc.fake_trainer import FakeTrainer, names_of
 from tests.rpc.model_files import TASK, ModelFile, assemble, header_bytes, make_model, make_task, publish
@@ -130,7 +131,7 @@ LIES: dict[str, tuple[Callable[..., Iterator[bytes]], str]] = {
     "an empty chunk": (lie(lambda r: header_part(r, MODEL), b"\x12\x00", *WHOLE), "a chunk whose length"),
     "an empty part": (lie(lambda r: header_part(r, MODEL), b"", *WHOLE), "a part that is not a chunk"),
     "a part larger than a message may be": (
-        lie(lambda r: header_part(r, MODEL), chunk_part(bytes(9 << 20))),
+        lie(lambda r: header_part(r, MODEL), chunk_part(bytes(MAX_MESSAGE_BYTES + 1))),
         "sends more in one message than allowed",
     ),
     "no manifest": (lie(lambda r: header_part(r, MODEL, manifest=b""), *WHOLE), "manifest is not JSON"),

@@ -17,8 +17,8 @@ from p2pfl_net.rpc.connections import Connection, Credentials
 from p2pfl_net.rpc.gate import NONCE_S, Gate
 from p2pfl_net.rpc.keys import Identity, certified_peer, check_signature
 from p2pfl_net.wire import identity as wire
-from p2pfl_net.wire.calls import parse
-from tests.rpc.callers import CALL_TIMEOUT_S, calling, new_id, new_identity, tls_channel
+from p2pfl_net.wire.fields import parse
+from tests.rpc.callers import CALL_TIMEOUT_S, calling, new_identity, tls_channel
 from tests.rpc.crowd import NOBODY_PORT
 from tests.rpc.model_files import make_model, publish
 from tests.rpc.peers import Network, Peer, run_command, wait_complete
@@ -53,8 +53,8 @@ def token_for(daemon: Peer, identity: Identity, network_key: bytes | None = None
     return token
 
 
-def join_of(daemon: Peer, peer_id: bytes) -> pb.JoinRequest:
-    return pb.JoinRequest(sender=fake_sender(peer_id, NOBODY_PORT), dialled=loopback(daemon.port))
+def join_of(daemon: Peer, identity: Identity) -> pb.JoinRequest:
+    return pb.JoinRequest(sender=fake_sender(identity, NOBODY_PORT), dialled=loopback(daemon.port))
 
 
 def altered(token: bytes, **fields: bytes) -> bytes:
@@ -108,7 +108,7 @@ def test_a_token_from_before_a_restart_is_refused(network: Network) -> None:
 def test_nobody_speaks_for_another(daemon: Peer) -> None:
     known = daemon.known()
     token = token_for(daemon, new_identity())
-    request = join_of(daemon, new_id()).SerializeToString()
+    request = join_of(daemon, new_identity()).SerializeToString()
     assert code_with(daemon, token, JOIN, request) is INVALID
     assert daemon.known() == known
 
@@ -346,4 +346,4 @@ def test_who_holds_a_key_joins_no_open_network(network: Network, network_key: Pa
     second.launch("--boot", first.address, "--boot-timeout", "0.5", "--network-key", network_key)
     assert second.process.wait() == 4
     assert "not of this private network" in second.process.output()
-    call_join(first.port, join_of(first, new_id()))  # it takes in others as before
+    call_join(first.port, join_of(first, new_identity()))  # it takes in others as before

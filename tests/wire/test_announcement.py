@@ -25,7 +25,7 @@ from p2pfl_net.wire.announcement import (
 
 ME = PeerId("0123456789abcdef" * 4)
 NAME = f"{ME[:16]}.{SERVICE}"
-GOOD = {b"id": ME.encode(), b"protocol": b"1-1"}
+GOOD = {b"id": ME.encode(), b"protocol": b"2-2"}
 
 peer_ids = st.text("0123456789abcdef", min_size=64, max_size=64).map(PeerId)
 ports = st.integers(1, 65535)
@@ -97,7 +97,7 @@ def test_what_a_peer_announces_is_understood(
     st.just(NAME) | st.text(),
     st.dictionaries(
         st.sampled_from([b"id", b"protocol", b"other"]),
-        st.none() | st.binary(max_size=80) | st.sampled_from([ME.encode(), b"1-1", b"0-9", b"9-1"]),
+        st.none() | st.binary(max_size=80) | st.sampled_from([ME.encode(), b"2-2", b"0-9", b"9-1"]),
     )
     | st.just(GOOD),
     st.none() | st.integers(-1, 70000),

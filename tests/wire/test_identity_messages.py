@@ -15,7 +15,7 @@ from p2pfl_net.errors import MalformedMessage, PeerFailed
 from p2pfl_net.rpc.gate import Gate
 from p2pfl_net.rpc.keys import certified_peer, check_signature
 from p2pfl_net.wire import identity
-from p2pfl_net.wire.calls import parse
+from p2pfl_net.wire.fields import parse
 from tests.wire.tolerance import Decoder, check_bytes, check_message
 
 ME = PeerId("ab" * 32)

@@ -36,25 +36,47 @@ class Address(_message.Message):
     port: int
     def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
 
-class PeerRecord(_message.Message):
-    __slots__ = ("peer_id", "incarnation", "status", "addresses", "task", "published", "tags", "suspected_by")
-    PEER_ID_FIELD_NUMBER: _ClassVar[int]
+class RecordContent(_message.Message):
+    __slots__ = ("incarnation", "left", "addresses", "local", "task", "published", "tags")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    STATUS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     PUBLISHED_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
-    SUSPECTED_BY_FIELD_NUMBER: _ClassVar[int]
-    peer_id: bytes
     incarnation: int
-    status: PeerStatus
+    left: bool
     addresses: _containers.RepeatedCompositeFieldContainer[Address]
+    local: bytes
     task: bytes
     published: bool
     tags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, incarnation: _Optional[int] = ..., left: _Optional[bool] = ..., addresses: _Optional[_Iterable[_Union[Address, _Mapping]]] = ..., local: _Optional[bytes] = ..., task: _Optional[bytes] = ..., published: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LocalAddresses(_message.Message):
+    __slots__ = ("salt", "addresses")
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    salt: bytes
+    addresses: _containers.RepeatedCompositeFieldContainer[Address]
+    def __init__(self, salt: _Optional[bytes] = ..., addresses: _Optional[_Iterable[_Union[Address, _Mapping]]] = ...) -> None: ...
+
+class PeerRecord(_message.Message):
+    __slots__ = ("public_key", "content", "signature", "local", "status", "suspected_by")
+    PUBLIC_KEY_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    SUSPECTED_BY_FIELD_NUMBER: _ClassVar[int]
+    public_key: bytes
+    content: bytes
+    signature: bytes
+    local: bytes
+    status: PeerStatus
     suspected_by: bytes
-    def __init__(self, peer_id: _Optional[bytes] = ..., incarnation: _Optional[int] = ..., status: _Optional[_Union[PeerStatus, str]] = ..., addresses: _Optional[_Iterable[_Union[Address, _Mapping]]] = ..., task: _Optional[bytes] = ..., published: _Optional[bool] = ..., tags: _Optional[_Iterable[str]] = ..., suspected_by: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, public_key: _Optional[bytes] = ..., content: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., local: _Optional[bytes] = ..., status: _Optional[_Union[PeerStatus, str]] = ..., suspected_by: _Optional[bytes] = ...) -> None: ...
 
 class Sender(_message.Message):
     __slots__ = ("protocol", "record", "model_version", "candidates")
