@@ -11,6 +11,7 @@
     RemoteError               what a peer sent or did: counted, dropped, never a crash
     ├── MalformedMessage      it breaks the protocol
     ├── MalformedModel        size, digest or header of a transfer are not what was announced
+    ├── Lied                  it signed two models under one version
     └── PeerFailed            unreachable, too busy, gone in mid-stream
 
 State-directory errors (exit 3) are `p2pfl_state.errors.StateError`.
@@ -19,6 +20,7 @@ State-directory errors (exit 3) are `p2pfl_state.errors.StateError`.
 from __future__ import annotations
 
 from p2pfl_net.core.events import FailureKind
+from p2pfl_net.core.messages import Equivocation
 
 
 class NetError(Exception):
@@ -75,6 +77,14 @@ class MalformedMessage(RemoteError):
 
 class MalformedModel(RemoteError):
     """A transfer whose size, digest or header is not what was announced."""
+
+
+class Lied(RemoteError):
+    """A peer that has signed two models under one version."""
+
+    def __init__(self, proof: Equivocation) -> None:
+        super().__init__(f"it signed two models as its version {proof.version}")
+        self.proof = proof
 
 
 class PeerFailed(RemoteError):

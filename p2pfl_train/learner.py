@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from p2pfl_state import signed
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import MAX_PARENTS, Manifest, Parent
 from torch import Tensor, nn
@@ -137,7 +138,7 @@ class Learner:
         `DirectoryUnusable`.
         """
         manifest = Manifest(
-            version=self.counters.version + 1,
+            version=self._next_version(),
             samples=self.samples,
             task=self.counters.task,
             weights="0" * 64,  # filled in by save_model
@@ -150,6 +151,11 @@ class Learner:
         self.parents.clear()
         if time.monotonic() - self._saved_at_s >= SAVE_S:
             self.save_counters()
+
+    def _next_version(self) -> int:
+        """Above all that the daemon has signed: after a restored backup, that is more than we know of."""
+        mark = signed.read(self.state)
+        return 1 + max(self.counters.version, 0 if mark is None else mark.version)
 
     def save_counters(self) -> None:
         """Writes the optimiser state and the counters. Raises `DirectoryUnusable`."""

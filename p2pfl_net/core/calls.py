@@ -9,7 +9,7 @@ from p2pfl_net.core.counters import Counters
 from p2pfl_net.core.dissemination import Dissemination
 from p2pfl_net.core.events import CallId, Output, RequestId, Send
 from p2pfl_net.core.ids import Address, PeerId, is_loopback, parse_ip
-from p2pfl_net.core.messages import Join, Ping, Relay, Request, Sender
+from p2pfl_net.core.messages import Accuse, Equivocation, Join, Ping, Relay, Request, Sender
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.reachability import Reachability
 
@@ -26,6 +26,7 @@ class Purpose(Enum):
     RELAYED = 7
     DIAL_BACK = 8
     GOODBYE = 9
+    ACCUSE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,13 @@ class Calls:
         self._counters.relays_asked += 1
         pending = Pending(Purpose.ASK_RELAY, address, now, helper, target=target)
         self._send(pending, Relay(sender, helper, address, target), timeout_s)
+
+    def accuse(self, peer_id: PeerId, proof: Equivocation, now: float) -> None:
+        """Shows a live peer the proof against another."""
+        address = self._known.table.addresses(peer_id)[0]
+        sender = self.sender(to_loopback=address.is_loopback)
+        pending = Pending(Purpose.ACCUSE, address, now, peer_id)
+        self._send(pending, Accuse(sender, peer_id, address, proof), self._params.probe_s)
 
     def _send(self, pending: Pending, message: Request, timeout_s: float) -> None:
         self._last += 1

@@ -55,6 +55,8 @@ class Dissemination:
         self.last_known = LastKnown(params, random)
         self.offers_left = params.candidate_offers
         """Probes that still offer our unconfirmed addresses."""
+        self.ignorant: dict[PeerId, PeerId] = {}
+        """Who spoke of an evicted peer as of a member, and of whom; for whoever tells them."""
         self.list_changed = False
         """Whether readers of the peer list must hear of it: once for a message, however much that brings."""
         self._gossip_at: float | None = None
@@ -123,6 +125,8 @@ class Dissemination:
         on_its_way = self._gossip.about
         for record in [update for update in updates if on_its_way.get(update.peer_id) is not update]:
             if known.get(record.peer_id) is record or table.has(record):
+                if record.is_live and record.peer_id in table.evicted:
+                    self.ignorant[sender.record.peer_id] = record.peer_id
                 continue
             if record.peer_id != me:
                 visible = visible_to(record, to_loopback=over_loopback)
@@ -202,6 +206,13 @@ class Dissemination:
         for record in dead:
             self.merge(record, now)
         return doubtful
+
+    def evict(self, peer_id: PeerId) -> None:
+        """This peer is no member from now on."""
+        self.table.evicted.add(peer_id)
+        if self.table.get(peer_id) is not None:
+            self.table.forget(peer_id)
+            self.list_changed = True
 
     def _defend(self, record: Record, now: float) -> None:
         """Refutes what is said of us, and outlives the record of an earlier life (SWIM, 4.2)."""

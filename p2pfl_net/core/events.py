@@ -3,9 +3,9 @@
     what happens ──► handle(event, now) ──► what to do
 
 Inputs: `Start`, `Tick`, `Received`, `Answered`, `Failed`, `Discovered`, `InterfacesChanged`,
-`ModelPublished`, `Ask`, `FetchProgressed`, `FetchFinished`, `FetchFailed`, `Stop`.
+`ModelPublished`, `Proved`, `Ask`, `FetchProgressed`, `FetchFinished`, `FetchFailed`, `Stop`.
 Outputs: `Send`, `Reply`, `Refuse`, `Fetch`, `CancelFetch`, `CollectionDone`, `Joined`, `BootFailed`,
-`PeersChanged`, `Note`, `Stopped`.
+`Evicted`, `PeersChanged`, `Note`, `Stopped`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from enum import IntEnum
 from typing import NewType
 
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
-from p2pfl_net.core.messages import Request, Response
+from p2pfl_net.core.messages import Equivocation, Request, Response
 
 RequestId = NewType("RequestId", int)
 """A request of ours that somebody will answer, or not."""
@@ -46,6 +46,8 @@ class FailureKind(IntEnum):
     """Unreachable, and its machine says so itself: nobody listens there."""
     UNPROVED = 9
     """The caller has not shown who it is, or not in a way that still counts."""
+    FORBIDDEN = 10
+    """The peer serves those whom its operator trusts, and the caller is none of them."""
 
     @property
     def is_unreachable(self) -> bool:
@@ -116,6 +118,13 @@ class ModelPublished:
 
 
 @dataclass(frozen=True, slots=True)
+class Proved:
+    """Two statements of a peer that contradict each other were found, and checked."""
+
+    equivocation: Equivocation
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """Collect `fan_out` models of `task` within `deadline_s`; task None: of any one task."""
 
@@ -162,6 +171,7 @@ Event = (
     | Discovered
     | InterfacesChanged
     | ModelPublished
+    | Proved
     | Ask
     | FetchProgressed
     | FetchFinished
@@ -242,6 +252,13 @@ class BootFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Evicted:
+    """This peer is no member any more, also in later lives of ours: to be kept."""
+
+    equivocation: Equivocation
+
+
+@dataclass(frozen=True, slots=True)
 class PeersChanged:
     """The peer list that people and readers see is no longer what it was."""
 
@@ -268,6 +285,7 @@ Output = (
     | CollectionDone
     | Joined
     | BootFailed
+    | Evicted
     | PeersChanged
     | Note
     | Stopped

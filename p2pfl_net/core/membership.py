@@ -24,21 +24,36 @@ from p2pfl_net.core.events import (
     Note,
     Output,
     PeersChanged,
+    Proved,
     Received,
     Refuse,
     Reply,
     Start,
     Stopped,
 )
+from p2pfl_net.core.eviction import Evictions
 from p2pfl_net.core.health import LocalHealth
 from p2pfl_net.core.ids import Address, PeerId, is_loopback
 from p2pfl_net.core.joining import Joining
-from p2pfl_net.core.messages import Ack, Join, JoinReply, Ping, Record, Relay, RelayReply, Status
+from p2pfl_net.core.messages import (
+    Accuse,
+    Accused,
+    Ack,
+    Join,
+    JoinReply,
+    Ping,
+    Record,
+    Relay,
+    RelayReply,
+    Status,
+)
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.probing import Prober
 from p2pfl_net.core.reachability import Reachability
 from p2pfl_net.core.table import Table
 from p2pfl_net.core.times import soonest
+
+EVICTED = "this peer is no member: it signed two models under one version"
 
 
 class Membership:
@@ -71,6 +86,7 @@ class Membership:
         self._joining = Joining(
             self._known, reachability, self._calls, params, self.counters, random, self._out
         )
+        self.evictions = Evictions(self._known, self._calls, params, self._out)
         self._stop_at: float | None = None
 
     # what others read ------------------------------------------------------------------------------
@@ -122,7 +138,9 @@ class Membership:
     def received(self, event: Received, now: float) -> list[Output]:
         message = event.message
         match message:
-            case Ping() | Relay() if message.to != self.me.peer_id:
+            case _ if self.evictions.is_evicted(message.sender.record.peer_id):
+                self._out.append(Refuse(event.call, FailureKind.FORBIDDEN, EVICTED))
+            case Ping() | Relay() | Accuse() if message.to != self.me.peer_id:
                 self._out.append(Refuse(event.call, FailureKind.WRONG_PEER, "another peer lives here"))
             case Join() if message.to not in (None, self.me.peer_id):
                 self._out.append(Refuse(event.call, FailureKind.WRONG_PEER, "another peer lives here"))
@@ -137,6 +155,12 @@ class Membership:
                 self._joining.answer(event, message, now)
             case Relay():
                 self._relay(event, message, now)
+            case Accuse():
+                self._known.hear(message.sender, (), now, host=event.host)
+                self.evictions.prove(message.equivocation, now)
+                sender = self._calls.sender(to_loopback=is_loopback(event.host))
+                self._out.append(Reply(event.call, Accused(sender)))
+        self.evictions.inform(now)
         return self._take_outputs()
 
     def answered(self, event: Answered, now: float) -> list[Output]:
@@ -147,13 +171,18 @@ class Membership:
         match message:
             case JoinReply():
                 self._joining.answered(pending, message, now)
-            case Ack() | RelayReply() if message.sender.record.peer_id != pending.peer_id:
+            case _ if self.evictions.is_evicted(message.sender.record.peer_id):
+                self._fail(pending, FailureKind.FORBIDDEN, EVICTED, now)
+            case Ack() | RelayReply() | Accused() if message.sender.record.peer_id != pending.peer_id:
                 self._fail(pending, FailureKind.WRONG_PEER, "another peer lives there", now)
             case Ack():
                 self._take_ack(pending, message, now)
             case RelayReply():
                 self._known.hear(message.sender, message.updates, now, host=pending.address.host)
                 self._prober.helper_answered(pending, now, reached=message.reached)
+            case Accused():
+                self._known.hear(message.sender, (), now, host=pending.address.host)
+        self.evictions.inform(now)
         self._finish_stop_when_told()
         return self._take_outputs()
 
@@ -189,6 +218,10 @@ class Membership:
         """Somebody else of this peer could not reach a live peer: it is probed now, not in its turn."""
         if self.me.status is Status.ALIVE:
             self._prober.begin(peer_id, now)
+        return self._take_outputs()
+
+    def proved(self, event: Proved, now: float) -> list[Output]:
+        self.evictions.prove(event.equivocation, now)
         return self._take_outputs()
 
     def stop(self, now: float) -> list[Output]:
@@ -236,7 +269,7 @@ class Membership:
                 self._prober.helper_failed(pending, kind, now)
             case Purpose.RELAYED:
                 self._answer_relay(pending, now, reached=kind is FailureKind.BUSY)
-            case Purpose.GOSSIP | Purpose.DIAL_BACK | Purpose.GOODBYE:
+            case Purpose.GOSSIP | Purpose.DIAL_BACK | Purpose.GOODBYE | Purpose.ACCUSE:
                 pass
 
     def _is_congested(self) -> bool:

@@ -146,5 +146,32 @@ class RelayReply:
     updates: tuple[Record, ...] = ()
 
 
-Request = Join | Ping | Relay
-Response = JoinReply | Ack | RelayReply
+@dataclass(frozen=True, slots=True)
+class Equivocation:
+    """Proof that a peer has signed two models under one version."""
+
+    peer_id: PeerId
+    version: int
+    proof: bytes = field(repr=False, compare=False)
+    """Both statements, see `wire.versions`: checked before it comes here, passed on as it came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accuse:
+    """This peer has lied, and here is the proof."""
+
+    sender: Sender
+    to: PeerId
+    dialled: Address
+    equivocation: Equivocation
+
+
+@dataclass(frozen=True, slots=True)
+class Accused:
+    """Heard."""
+
+    sender: Sender
+
+
+Request = Join | Ping | Relay | Accuse
+Response = JoinReply | Ack | RelayReply | Accused

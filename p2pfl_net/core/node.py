@@ -22,6 +22,7 @@ from p2pfl_net.core.events import (
     InterfacesChanged,
     ModelPublished,
     Output,
+    Proved,
     Received,
     Start,
     Stop,
@@ -113,6 +114,8 @@ class Node:
                 return self.membership.interfaces_changed(event, now)
             case ModelPublished():
                 return self.membership.model_published(event, now)
+            case Proved():
+                return self.membership.proved(event, now)
             case Ask():
                 return [] if self._stopping else self._ask(event, now)
             case FetchProgressed():

@@ -91,6 +91,12 @@ class Params:
     collected_hearsay: int = 2
     """Of each source's unverified peers, this many times the fan-out are candidates for a round."""
 
+    # eviction
+    max_evicted: int = 1024
+    """Proofs against peers that are kept; the oldest are forgotten. A guess: half a kilobyte each."""
+    tell_again_s: float = 60.0
+    """Who goes on speaking of an evicted peer is told again so often. A guess."""
+
     # joining and healing
     join_timeout_s: float = 3.0
     """One attempt at a boot peer; a full state of thousands of peers takes tens of milliseconds."""

@@ -69,6 +69,8 @@ class Table:
         self._params = params
         self._on_forgotten = on_forgotten
         self._records: dict[PeerId, Record] = {}
+        self.evicted: set[PeerId] = set()
+        """No members any more, whatever is said of them."""
         self._kept: dict[PeerId, tuple[Address, ...]] = {}
         """Addresses of earlier records at which the peer may still be reached."""
         self._contacts: dict[PeerId, Contact] = {}
@@ -93,7 +95,7 @@ class Table:
         """Whether `record` is no news: most that is heard is not, so this costs little."""
         held = self._records.get(record.peer_id)
         if held is None:
-            return False
+            return record.peer_id in self.evicted
         if held.incarnation != record.incarnation:
             return held.incarnation > record.incarnation
         if held.status is not record.status:
@@ -192,13 +194,13 @@ class Table:
         return self._changed(old, record, before)
 
     def _keep(self, record: Record, before: tuple[Address, ...], *, whole: bool) -> None:
-        """What still counts of the addresses that were known: all, where a record (somebody's word of a
-        death) carries none; else those of this machine, unless the peer itself has told all of them."""
+        """What still counts of the addresses that were known: all, where a record carries none; else those of
+        this machine, unless the peer itself has told all of them."""
         ports = {address.port for address in record.addresses}  # at another port lives another life
-        if whole or not before:
-            kept: tuple[Address, ...] = ()
-        elif not ports:
+        if not ports:
             kept = before
+        elif whole:
+            kept = ()
         else:
             here = (a for a in before if a.is_loopback and a.port in ports)
             kept = tuple(a for a in here if a not in record.addresses)
@@ -226,7 +228,7 @@ class Table:
 
     def _insert(self, record: Record, now: float, source: str | None) -> Change | None:
         assert record.peer_id != self._me
-        if record.is_live and not record.addresses:
+        if record.peer_id in self.evicted or (record.is_live and not record.addresses):
             return None
         if source is not None and not self.hearsay.has_room(source):
             return None

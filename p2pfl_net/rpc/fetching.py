@@ -12,17 +12,20 @@ from pathlib import Path
 import grpc
 from google.protobuf.message import DecodeError
 from p2pfl_proto.v1 import models_pb2 as pb
+from p2pfl_state.manifest import Manifest
 from p2pfl_state.taskfile import TaskFile
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
-from p2pfl_net.errors import MalformedModel, PeerFailed
+from p2pfl_net.errors import MalformedMessage, MalformedModel, PeerFailed
 from p2pfl_net.rpc.client import resolve
 from p2pfl_net.rpc.connections import Connections, Credentials
 from p2pfl_net.rpc.download import DiskRoom, Download, Progress
+from p2pfl_net.rpc.keys import check_signature
 from p2pfl_net.rpc.options import TRANSFER_OPTIONS
 from p2pfl_net.rpc.status import is_unproved
-from p2pfl_net.wire import models
+from p2pfl_net.wire import models, versions
+from p2pfl_net.wire.versions import Statement
 
 FETCH_MODEL_METHOD = "/p2pfl.v1.Models/FetchModel"
 FETCH_TASK_METHOD = "/p2pfl.v1.Models/FetchTask"
@@ -188,7 +191,7 @@ class ModelClient:
                 first = next(iter(call), None)
                 if first is None:
                     raise MalformedModel("a transfer without a header")
-                header = models.decode_header(first)
+                header = models.decode_header(first, check_signature)
                 _check_header(header, connection.peer_id, wanted, download)
                 if not header.not_modified:
                     with self._disk.reserved(download, header):
@@ -204,6 +207,29 @@ class ModelClient:
         except ValueError as error:  # the channel was closed in this instant
             raise PeerFailed(FailureKind.UNREACHABLE, str(error)) from None
         return header
+
+    def fetch_version(
+        self, address: Address, to: PeerId, publisher: PeerId, version: int, *, timeout_s: float
+    ) -> tuple[Statement, Manifest]:
+        """What a peer has seen of a version. Raises `PeerFailed`, `MalformedMessage`."""
+        literal = resolve(address)[0]
+        connection = self._connections.to(literal, to, timeout_s)
+        try:
+            data = connection.unary(versions.FETCH_VERSION_METHOD)(
+                versions.encode_question(publisher, version),
+                timeout=timeout_s,
+                metadata=connection.token(timeout_s),
+            )
+        except grpc.RpcError as error:
+            if is_unproved(error):
+                connection.forget_token()
+            raise self._connections.failed(literal, error, timeout_s) from None
+        except ValueError as error:  # the channel was closed in this instant
+            raise PeerFailed(FailureKind.UNREACHABLE, str(error)) from None
+        statement, manifest = versions.decode_answer(data, check_signature)
+        if (statement.publisher, statement.version) != (publisher, version):
+            raise MalformedMessage("another version than was asked for")
+        return statement, manifest
 
     def fetch_task(
         self,

@@ -13,9 +13,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from p2pfl_proto.v1 import models_pb2
+from p2pfl_state.manifest import Manifest
 
 from p2pfl_net.core.events import FailureKind
-from p2pfl_net.core.ids import parse_ip
+from p2pfl_net.core.ids import PeerId, parse_ip
 from p2pfl_net.core.messages import Request, Response
 from p2pfl_net.errors import MalformedMessage, PortUnavailable, RemoteError
 from p2pfl_net.rpc.gate import Gate
@@ -29,6 +30,7 @@ from p2pfl_net.wire.calls import CALLS, MEMBERSHIP_SERVICE, Call
 from p2pfl_net.wire.fields import parse
 from p2pfl_net.wire.identity import IDENTITY_SERVICE
 from p2pfl_net.wire.records import Opener
+from p2pfl_net.wire.versions import VERSIONS_SERVICE, Statement, decode_question, encode_answer
 
 POOL_THREADS = 24
 MAX_UPLOADS = 16
@@ -41,6 +43,9 @@ MODELS_SERVICE = "p2pfl.v1.Models"
 Exchange = Callable[[Request, str], Response]
 """Hands a request from a host (IP literal) to the core and waits for the reply. Raises `RemoteError`."""
 
+SeenVersions = Callable[[PeerId, int], tuple[Statement, Manifest] | None]
+"""What is known here of a peer's version."""
+
 
 class Server:
     """Serves membership and models on one port, with the standard health and reflection services."""
@@ -51,6 +56,7 @@ class Server:
         exchange: Exchange,
         source: ModelSource,
         opener: Opener,
+        seen: SeenVersions,
         network_key: bytes | None = None,
     ) -> None:
         """`network_key`: only those who hold it may call; None: anybody who says who it is."""
@@ -59,6 +65,7 @@ class Server:
         self._gate = Gate(identity.peer_id, network_key)
         self._exchange = exchange
         self._opener = opener
+        self._seen = seen
         self._source = source
         self._uploads = Uploads(MAX_UPLOADS)
         self._health = health.HealthServicer()
@@ -68,13 +75,19 @@ class Server:
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         )
         self._server.add_generic_rpc_handlers(
-            (self._identity_handlers(), self._membership_handlers(), self._models_handlers())
+            (
+                self._identity_handlers(),
+                self._membership_handlers(),
+                self._models_handlers(),
+                self._versions_handlers(),
+            )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         services = (
             IDENTITY_SERVICE,
             MEMBERSHIP_SERVICE,
             MODELS_SERVICE,
+            VERSIONS_SERVICE,
             health.SERVICE_NAME,
             reflection.SERVICE_NAME,
         )
@@ -138,6 +151,10 @@ class Server:
             },
         )
 
+    def _versions_handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+        handlers = {"FetchVersion": grpc.unary_unary_rpc_method_handler(self._fetch_version, None, None)}
+        return grpc.method_handlers_generic_handler(VERSIONS_SERVICE, handlers)
+
     def _hello(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
             return self._gate.hello(data)
@@ -176,6 +193,16 @@ class Server:
         if task is None:
             context.abort(code_of(FailureKind.ABSENT), "no task is published here")
         return models_pb2.FetchTaskReply(task=task)
+
+    def _fetch_version(self, data: bytes, context: grpc.ServicerContext) -> bytes:
+        try:
+            self._gate.caller(context.invocation_metadata())
+            seen = self._seen(*decode_question(data))
+        except RemoteError as error:
+            _abort(context, error)
+        if seen is None:
+            context.abort(code_of(FailureKind.ABSENT), "this version was not seen here")
+        return encode_answer(*seen)
 
 
 def _why_not(host: str) -> str:

@@ -14,6 +14,7 @@ from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import PeerFailed
 from p2pfl_net.wire import models
+from p2pfl_net.wire.versions import Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class ServedFile:
     manifest: Manifest
     size_bytes: int
     file_digest: str
+    statement: Statement
+    """This peer's signed word of the version."""
 
 
 class ModelSource(Protocol):
@@ -51,7 +54,13 @@ def stream_model(me: PeerId, source: ModelSource, request: models.ModelRequest) 
         offset = request.offset if request.file_digest == served.file_digest else 0
         offset = min(offset, served.size_bytes)
         header = models.ModelHeader(
-            me, served.manifest, served.size_bytes, served.file_digest, offset, not_modified
+            me,
+            served.manifest,
+            served.size_bytes,
+            served.file_digest,
+            offset,
+            not_modified,
+            served.statement,
         )
         yield models.encode_header(header)
         if not not_modified:

@@ -29,6 +29,7 @@ from p2pfl_net.core.events import (
     CancelFetch,
     CollectionDone,
     Event,
+    Evicted,
     Failed,
     FailureKind,
     Fetch,
@@ -40,6 +41,7 @@ from p2pfl_net.core.events import (
     Note,
     Output,
     PeersChanged,
+    Proved,
     Received,
     Refuse,
     Reply,
@@ -48,11 +50,11 @@ from p2pfl_net.core.events import (
     Tick,
 )
 from p2pfl_net.core.ids import PeerId, TaskDigest
-from p2pfl_net.core.messages import Request, Response
+from p2pfl_net.core.messages import Equivocation, Request, Response
 from p2pfl_net.core.node import Node, PeerList
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.times import soonest
-from p2pfl_net.errors import PeerFailed, RemoteError
+from p2pfl_net.errors import Lied, PeerFailed, RemoteError
 from p2pfl_net.rpc.client import MembershipClient
 from p2pfl_net.rpc.fetching import Cancellation
 from p2pfl_net.runtime.rounds import RoundFiles
@@ -81,6 +83,8 @@ class Shell(Protocol):
     def write_peers(self, peers: PeerList) -> None: ...
 
     def write_answer(self, answer: AggregateAnswer) -> None: ...
+
+    def evict(self, proof: Equivocation) -> None: ...
 
     def note(self, event: str, fields: dict[str, object]) -> None: ...
 
@@ -277,6 +281,8 @@ class Driver:
             case BootFailed():
                 self._boot_failure = output.reason
                 self._ended = True
+            case Evicted():
+                self._shell.evict(output.equivocation)
             case PeersChanged():
                 if self._peers_dirty_at is None:
                     self._peers_dirty_at = time.monotonic() + PEERS_DELAY_S
@@ -379,12 +385,18 @@ class Driver:
             running.result = self._rounds.fetch(
                 running.order, want_task=want_task, cancellation=running.cancellation, progress=progress
             )
+        except Lied as error:
+            self.post(FetchFailed(fetch, error.kind, str(error)))
+            self.post(Proved(error.proof))
         except RemoteError as error:
             self.post(FetchFailed(fetch, error.kind, str(error)))
         except StateError as error:
             self.post(FetchFailed(fetch, FailureKind.LOCAL, str(error)))
         else:
             self.post(FetchFinished(fetch))
+            proof = self._rounds.compare(running.order, running.result)
+            if proof is not None:
+                self.post(Proved(proof))
 
     # the peer list on disk -------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ from p2pfl_state.taskfile import MAX_TASK_BYTES, TaskFile
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.errors import PeerFailed
 from p2pfl_net.rpc.serving import ServedFile
+from p2pfl_net.runtime.versions import Signer
+from p2pfl_net.wire.versions import Statement
 
 HASH_WAIT_S = 1.0
 """How long a fetch waits for the hash of a new publication before it is told to come again: less than what
@@ -43,12 +45,13 @@ def stamp_of(status: os.stat_result) -> FileStamp:
 class PublishedModel:
     """Opens the published model, checking it once a version."""
 
-    def __init__(self, state: StateDir) -> None:
+    def __init__(self, state: StateDir, signer: Signer) -> None:
         self._state = state
+        self._signer = signer
         self._lock = threading.Lock()
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hash")
         self._closed = threading.Event()
-        self._checked: tuple[FileStamp, Manifest] | None = None
+        self._checked: tuple[FileStamp, Manifest, Statement] | None = None
         self._hash: tuple[FileStamp, Future[str]] | None = None
 
     def stamp(self) -> FileStamp | None:
@@ -64,7 +67,7 @@ class PublishedModel:
         if handle is None:
             return None
         try:
-            return self._manifest_of(handle)
+            return self._manifest_of(handle)[0]
         finally:
             os.close(handle)
 
@@ -88,13 +91,13 @@ class PublishedModel:
         handle = None
         try:
             handle = self._open()
-            manifest = None if handle is None else self._manifest_of(handle)
-            if handle is None or manifest is None:
+            if handle is None:
                 yield None
                 return
-            yield ServedFile(handle, manifest, os.fstat(handle).st_size, self._digest_of(handle))
+            manifest, statement = self._manifest_of(handle)
+            yield ServedFile(handle, manifest, os.fstat(handle).st_size, self._digest_of(handle), statement)
         except StateError as error:
-            raise PeerFailed(FailureKind.ABSENT, f"the published model is damaged: {error}") from error
+            raise PeerFailed(FailureKind.ABSENT, f"the published model is not served: {error}") from error
         finally:
             if handle is not None:
                 os.close(handle)
@@ -116,16 +119,18 @@ class PublishedModel:
         except OSError as error:
             raise atomic.unusable(self._state.model, error) from error
 
-    def _manifest_of(self, handle: int) -> Manifest:
+    def _manifest_of(self, handle: int) -> tuple[Manifest, Statement]:
+        """What is published, and our word on it. Raises `StateError` for what cannot be served."""
         stamp = stamp_of(os.fstat(handle))
         with self._lock:
             if self._checked is not None and self._checked[0] == stamp:
-                return self._checked[1]
+                return self._checked[1:]
         with open(os.dup(handle), "rb") as file:
             manifest = parse_header(file, stamp.size_bytes).manifest()
+        statement = self._signer.sign(manifest)
         with self._lock:
-            self._checked = (stamp, manifest)
-        return manifest
+            self._checked = (stamp, manifest, statement)
+        return manifest, statement
 
     def _digest_of(self, handle: int) -> str:
         """SHA-256 of the file. Raises `PeerFailed` when it is not known yet."""

@@ -18,15 +18,20 @@ from p2pfl_state.taskfile import TaskFile, write_task
 
 from p2pfl_net.core.events import FailureKind, Fetch
 from p2pfl_net.core.ids import PeerId
-from p2pfl_net.errors import PeerFailed
+from p2pfl_net.core.messages import Equivocation
+from p2pfl_net.errors import Lied, PeerFailed, RemoteError
 from p2pfl_net.rpc.download import Progress
 from p2pfl_net.rpc.fetching import TASK_TIMEOUT_S, Cancellation, ModelClient, Wanted
 from p2pfl_net.runtime.claims import AlreadyComing, Claim, Claims
+from p2pfl_net.runtime.versions import VersionLog
 from p2pfl_net.wire.models import MAX_HAVE_WEIGHTS, ModelHeader
 
 CLAIM_WAIT_SHARE = 0.25
 """A fetch waits so large a part of its time for another of the same weights. A guess."""
 CLAIM_LOOK_S = 0.02
+MAX_QUESTIONS = 4
+QUESTION_TIMEOUT_S = 5.0
+"""Of what a fetched model's publisher got from others. Guesses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,11 @@ class _Held:
 class RoundFiles:
     """Fetches models into `aggregation/<round>/` and deletes old rounds. Thread-safe."""
 
-    def __init__(self, state: StateDir, client: ModelClient, max_model_bytes: int) -> None:
+    def __init__(
+        self, state: StateDir, client: ModelClient, max_model_bytes: int, versions: VersionLog
+    ) -> None:
         self._state = state
+        self._versions = versions
         self._client = client
         self._max_model_bytes = max_model_bytes
         self._lock = threading.Lock()
@@ -89,13 +97,17 @@ class RoundFiles:
         cancellation: Cancellation,
         progress: Progress,
     ) -> FetchedModel:
-        """Brings one model under its final name. Raises `RemoteError`, `DirectoryUnusable`."""
+        """Brings one model under its final name. Raises `RemoteError`, `DirectoryUnusable`, and `Lied` when
+        its publisher has signed another under the same version."""
         started = time.monotonic()
         path = self._state.fetched_model(order.round, order.peer_id)
         draft = temporary(path)
         claim = Claim(self._claims)
         try:
             header, source = self._obtain(order, draft, cancellation, progress, claim)
+            lie = self._versions.add(header.statement, header.manifest)
+            if lie is not None:
+                raise Lied(lie)
             if want_task:
                 self._fetch_task(order, started + order.timeout_s, cancellation)
             if source is not None:
@@ -117,6 +129,23 @@ class RoundFiles:
             claim.release()
             draft.unlink(missing_ok=True)
         return fetched
+
+    def compare(self, order: Fetch, fetched: FetchedModel) -> Equivocation | None:
+        """Whether the publisher of a model got from others what we got: the proof against one who tells
+        different things. Raises nothing: who does not answer proves nothing."""
+        for parent in self._versions.doubtful(fetched.manifest)[:MAX_QUESTIONS]:
+            publisher = PeerId(parent.peer_id)
+            for address in order.addresses[:1]:
+                try:
+                    statement, manifest = self._client.fetch_version(
+                        address, order.peer_id, publisher, parent.version, timeout_s=QUESTION_TIMEOUT_S
+                    )
+                except RemoteError:
+                    continue
+                lie = self._versions.add(statement, manifest)
+                if lie is not None:
+                    return lie
+        return None
 
     def _obtain(
         self, order: Fetch, draft: Path, cancellation: Cancellation, progress: Progress, claim: Claim

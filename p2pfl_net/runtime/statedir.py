@@ -152,7 +152,7 @@ class TrainerWatch:
             manifest = self._published.manifest()
         except StateError as error:
             self._on_model(None)
-            self._on_damage(f"the published model is damaged and not served: {error}")
+            self._on_damage(f"the published model is not served: {error}")
             return False
         self._on_model(manifest)
         return manifest is not None

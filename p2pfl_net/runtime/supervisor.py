@@ -20,7 +20,7 @@ from p2pfl_state.manifest import Manifest
 from p2pfl_net.config import ServeConfig
 from p2pfl_net.core.events import InterfacesChanged, ModelPublished, Stop
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
-from p2pfl_net.core.messages import Record
+from p2pfl_net.core.messages import Equivocation, Record
 from p2pfl_net.core.node import Node, PeerList
 from p2pfl_net.core.reachability import Reachability
 from p2pfl_net.errors import BootFailed, PeerFailed, UsageError
@@ -32,11 +32,13 @@ from p2pfl_net.rpc.server import Server
 from p2pfl_net.runtime import identity
 from p2pfl_net.runtime.booting import Booting
 from p2pfl_net.runtime.driver import Driver
+from p2pfl_net.runtime.evicted import EvictedFile
 from p2pfl_net.runtime.interfaces import InterfaceWatch, listening_hosts
 from p2pfl_net.runtime.known_peers import KnownPeers
 from p2pfl_net.runtime.published import PublishedModel
 from p2pfl_net.runtime.rounds import RoundFiles
 from p2pfl_net.runtime.statedir import EventLog, TrainerWatch, peers_value, remembered_addresses
+from p2pfl_net.runtime.versions import Signer, VersionLog
 from p2pfl_net.wire import records
 from p2pfl_net.wire.records import Opener
 
@@ -50,7 +52,6 @@ class Daemon:
         self._say = say
         self._state = StateDir(config.state)
         self._instance = markers.new_instance()
-        self._published = PublishedModel(self._state)
         self._model_version = 0
 
     def serve(self) -> None:
@@ -66,11 +67,18 @@ class Daemon:
             home.claim(self._state)
             own = identity.load_or_create(self._state.key)
             known_peers = KnownPeers(self._state.known_peers, self._config.boot)
+            self._evicted = EvictedFile(self._state)
+            self._versions = VersionLog(self._state)
+            signer = Signer(self._state, own, self._versions)
+            self._published = PublishedModel(self._state, signer)
             self._log = EventLog(self._state, time.time)
             try:
+                if signer.left_out is not None:
+                    self.note("restored", {"next_version": signer.left_out.version + 1})
                 self._run(own, known_peers)
             finally:
                 atomic.remove(self._state.boot_done)
+                self._versions.close()
                 self._log.close()
         finally:
             process_lock.release()
@@ -86,6 +94,7 @@ class Daemon:
             lambda message, host: driver.exchange(message, host),
             self._published,
             opener,
+            self._versions.get,
             config.network_key,
         )
         port = server.bind(config.host, config.port)
@@ -95,7 +104,8 @@ class Daemon:
         seed = random.Random(secrets.randbits(128))
         incarnation = int(time.time())
         node = Node(me, reach, incarnation, config.params, seed, config.tags, partial(_sealed, own))
-        rounds = RoundFiles(self._state, models, config.max_model_bytes)
+        node.membership.evictions.restore(self._evicted.proofs)
+        rounds = RoundFiles(self._state, models, config.max_model_bytes, self._versions)
         driver = Driver(node, calls, rounds, self)
         self._booting = Booting(config, remembered_addresses(self._state), driver, self.note)
         self._booting.open(me, hosts, port, advertise)
@@ -185,6 +195,9 @@ class Daemon:
 
     def write_answer(self, answer: markers.AggregateAnswer) -> None:
         markers.write_answer(self._state, answer)
+
+    def evict(self, proof: Equivocation) -> None:
+        self._evicted.add(proof)
 
     def note(self, event: str, fields: dict[str, object]) -> None:
         self._log.append(event, fields)

@@ -34,7 +34,7 @@ from p2pfl_net.core.events import (
     Tick,
 )
 from p2pfl_net.core.ids import Address, PeerId
-from p2pfl_net.core.messages import Join, JoinReply, Relay, Request, Response
+from p2pfl_net.core.messages import Accuse, Accused, Join, JoinReply, Relay, Request, Response
 from p2pfl_net.core.node import Node
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.reachability import Reachability
@@ -338,6 +338,6 @@ def size_of(message: Request | Response) -> int:
     """Bytes on the wire, estimated."""
     if isinstance(message, Join | JoinReply):
         return MESSAGE_BYTES + RECORD_BYTES * len(message.records)
-    if isinstance(message, Relay):
+    if isinstance(message, Relay | Accuse | Accused):
         return MESSAGE_BYTES
     return MESSAGE_BYTES + RECORD_BYTES * len(message.updates)

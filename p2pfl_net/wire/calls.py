@@ -9,7 +9,18 @@ from typing import Any
 from google.protobuf.message import Message
 from p2pfl_proto.v1 import membership_pb2 as pb
 
-from p2pfl_net.core.messages import Ack, Join, JoinReply, Ping, Relay, RelayReply, Request, Response
+from p2pfl_net.core.messages import (
+    Accuse,
+    Accused,
+    Ack,
+    Join,
+    JoinReply,
+    Ping,
+    Relay,
+    RelayReply,
+    Request,
+    Response,
+)
 from p2pfl_net.wire import membership as wire
 from p2pfl_net.wire.fields import parse
 from p2pfl_net.wire.records import Opener
@@ -70,5 +81,11 @@ CALLS: dict[type[Request], Call] = {
         (pb.RelayRequest, wire.encode_relay, wire.decode_relay),
         (pb.RelayReply, wire.encode_relay_reply, wire.decode_relay_reply),
         RelayReply,
+    ),
+    Accuse: _call(
+        "Accuse",
+        (pb.AccuseRequest, wire.encode_accuse, wire.decode_accuse),
+        (pb.AccuseReply, wire.encode_accused, wire.decode_accused),
+        Accused,
     ),
 }

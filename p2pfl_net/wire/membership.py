@@ -9,7 +9,19 @@ from collections.abc import Iterable
 
 from p2pfl_proto.v1 import membership_pb2 as pb
 
-from p2pfl_net.core.messages import Ack, Join, JoinReply, Ping, Record, Relay, RelayReply, Sender, Status
+from p2pfl_net.core.messages import (
+    Accuse,
+    Accused,
+    Ack,
+    Join,
+    JoinReply,
+    Ping,
+    Record,
+    Relay,
+    RelayReply,
+    Sender,
+    Status,
+)
 from p2pfl_net.errors import MalformedMessage
 from p2pfl_net.wire.fields import (
     decode_address,
@@ -19,6 +31,7 @@ from p2pfl_net.wire.fields import (
     encode_address,
 )
 from p2pfl_net.wire.records import MAX_ADDRESSES, Opener, encode_record
+from p2pfl_net.wire.versions import decode_equivocation, encode_equivocation
 
 PROTOCOL_LOWEST = 2
 PROTOCOL_HIGHEST = 2
@@ -116,6 +129,32 @@ def encode_relay_reply(message: RelayReply) -> pb.RelayReply:
 def decode_relay_reply(message: pb.RelayReply, opener: Opener) -> RelayReply:
     updates = _decode_records(message.updates, MAX_UPDATES, opener)
     return RelayReply(_decode_sender(message.sender, opener), message.reached, updates)
+
+
+def encode_accuse(message: Accuse) -> pb.AccuseRequest:
+    return pb.AccuseRequest(
+        sender=_encode_sender(message.sender),
+        to=bytes.fromhex(message.to),
+        dialled=encode_address(message.dialled),
+        proof=encode_equivocation(message.equivocation),
+    )
+
+
+def decode_accuse(message: pb.AccuseRequest, opener: Opener) -> Accuse:
+    return Accuse(
+        _decode_sender(message.sender, opener),
+        decode_peer_id(message.to),
+        decode_address(message.dialled),
+        decode_equivocation(message.proof, opener.verify),
+    )
+
+
+def encode_accused(message: Accused) -> pb.AccuseReply:
+    return pb.AccuseReply(sender=_encode_sender(message.sender))
+
+
+def decode_accused(message: pb.AccuseReply, opener: Opener) -> Accused:
+    return Accused(_decode_sender(message.sender, opener))
 
 
 def _encode_sender(sender: Sender) -> pb.Sender:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 from p2pfl_proto.v1 import models_pb2 as pb
 from p2pfl_state.errors import MalformedFile
-from p2pfl_state.manifest import MAX_MANIFEST_BYTES, Manifest
+from p2pfl_state.manifest import Manifest
 from p2pfl_state.taskfile import MAX_TASK_BYTES, TaskFile
 
 from p2pfl_net.core.ids import PeerId, TaskDigest
 from p2pfl_net.errors import MalformedMessage
 from p2pfl_net.wire.fields import decode_digest, decode_peer_id
+from p2pfl_net.wire.records import Verify
+from p2pfl_net.wire.versions import Statement, check_manifest, decode_statement, encode_statement
 
 FIRST_CHUNK_BYTES = 64 << 10
 CHUNK_BYTES = 1 << 20
@@ -47,6 +49,8 @@ class ModelHeader:
     file_digest: str
     offset: int
     not_modified: bool
+    statement: Statement
+    """The server's signed word of this version."""
 
 
 def encode_request(request: ModelRequest) -> pb.FetchModelRequest:
@@ -83,12 +87,13 @@ def encode_header(header: ModelHeader) -> bytes:
             file_digest=bytes.fromhex(header.file_digest),
             offset=header.offset,
             not_modified=header.not_modified,
+            statement=encode_statement(header.statement),
         )
     ).SerializeToString()
 
 
-def decode_header(data: bytes) -> ModelHeader:
-    """The first part of a transfer."""
+def decode_header(data: bytes, verify: Verify) -> ModelHeader:
+    """The first part of a transfer, signed by whom it names."""
     try:
         part = pb.ModelPart.FromString(data)
     except DecodeError:
@@ -96,21 +101,21 @@ def decode_header(data: bytes) -> ModelHeader:
     if part.WhichOneof("part") != "header":
         raise MalformedMessage("a transfer that does not begin with a header")
     header = part.header
-    if len(header.manifest) > MAX_MANIFEST_BYTES:
-        raise MalformedMessage("manifest too large")
-    try:
-        manifest = Manifest.decode(header.manifest)
-    except MalformedFile as error:
-        raise MalformedMessage(str(error)) from None
+    peer_id = decode_peer_id(header.peer_id)
+    statement = decode_statement(header.statement, verify)
+    if statement.publisher != peer_id:
+        raise MalformedMessage("a version that another peer signed")
+    manifest = check_manifest(statement, header.manifest)
     if header.offset > header.size_bytes:
         raise MalformedMessage("a transfer that begins after its end")
     return ModelHeader(
-        peer_id=decode_peer_id(header.peer_id),
+        peer_id=peer_id,
         manifest=manifest,
         size_bytes=header.size_bytes,
         file_digest=decode_digest(header.file_digest, "file digest"),
         offset=header.offset,
         not_modified=header.not_modified,
+        statement=statement,
     )
 
 

@@ -80,7 +80,7 @@ class Opener:
     """Opens sealed records, each once: the same ones come again and again. Thread-safe."""
 
     def __init__(self, verify: Verify, limit: int = MAX_OPENED) -> None:
-        self._verify = verify
+        self.verify = verify
         self._limit = limit
         self._lock = threading.Lock()
         self._opened: OrderedDict[tuple[bytes, bytes], Record] = OrderedDict()
@@ -105,7 +105,7 @@ class Opener:
                 self._opened.move_to_end(key)
                 return opened
         opened = _read(sealed)
-        self._verify(sealed.public_key, sealed.signature, record_text(sealed.content))
+        self.verify(sealed.public_key, sealed.signature, record_text(sealed.content))
         with self._lock:
             self._opened[key] = opened
             if len(self._opened) > self._limit:

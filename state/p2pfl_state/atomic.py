@@ -147,6 +147,11 @@ class JsonLines:
         except OSError as error:
             raise unusable(self._path, error) from error
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole file."""
+        return self._file.seek(0, os.SEEK_END)
+
     def close(self) -> None:
         self._file.close()
 

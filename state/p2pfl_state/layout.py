@@ -75,6 +75,18 @@ class StateDir:
         return self.root / "known_peers.json"
 
     @property
+    def signed_version(self) -> Path:
+        return self.root / "signed_version.json"
+
+    @property
+    def evicted(self) -> Path:
+        return self.root / "evicted.json"
+
+    @property
+    def provenance(self) -> Path:
+        return self.root / "provenance.jsonl"
+
+    @property
     def peers(self) -> Path:
         return self.root / "peers.json"
 

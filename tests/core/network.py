@@ -23,6 +23,7 @@ from p2pfl_net.core.events import (
     CancelFetch,
     CollectionDone,
     Event,
+    Evicted,
     Failed,
     FailureKind,
     Fetch,
@@ -281,7 +282,7 @@ class Network:
                 self._fetching.discard((peer.name, output.fetch))
             case Stopped() | BootFailed():
                 self.kill(peer)
-            case Joined() | CollectionDone() | PeersChanged() | Note():
+            case Joined() | CollectionDone() | Evicted() | PeersChanged() | Note():
                 pass
             case _:
                 assert_never(output)

@@ -132,8 +132,9 @@ def test_loopback_addresses_outlive_records_that_cannot_tell_them() -> None:
     made.merge(Record(X, 4, Status.ALIVE, (*HOME, near)), 0.0)
     made.merge(Record(X, 5, Status.ALIVE, (moved,)), 0.0)
     assert made.addresses(X) == (moved,), "at another port lives another life"
-    made.merge(Record(X, 6, Status.ALIVE, ()), 0.0)
-    assert made.addresses(X) == (moved,)
+    for incarnation, whole in ((6, False), (7, True)):
+        made.merge(Record(X, incarnation, Status.ALIVE, ()), 0.0, whole=whole)
+        assert made.addresses(X) == (moved,)
 
 
 def test_a_suspect_is_dead_when_its_time_runs_out_and_forgotten_later() -> None:

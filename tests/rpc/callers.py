@@ -24,15 +24,16 @@ def new_identity() -> Identity:
     """A peer that a test plays."""
     identity = Identity.new()
     _PLAYED[identity.public_key] = identity
+    _PLAYED[bytes.fromhex(identity.peer_id)] = identity
     return identity
 
 
 ANYBODY = new_identity()
 
 
-def played_by(public_key: bytes) -> Identity:
-    """Who speaks as the peer with this key: itself, where a test plays it."""
-    return _PLAYED.get(public_key, ANYBODY)
+def played_by(name: bytes) -> Identity:
+    """Who speaks as the peer with this key or id: itself, where a test plays it."""
+    return _PLAYED.get(name, ANYBODY)
 
 
 class TrustsAll:

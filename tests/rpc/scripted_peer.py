@@ -14,13 +14,13 @@ from typing import Any, Self, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 from p2pfl_proto.v1 import membership_pb2 as pb
-from p2pfl_proto.v1 import models_pb2
+from p2pfl_proto.v1 import models_pb2, versions_pb2
 from p2pfl_state.manifest import Manifest
 
 from p2pfl_net.rpc.gate import Gate
 from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.rpc.options import SERVER_OPTIONS
-from p2pfl_net.wire import models
+from p2pfl_net.wire import models, versions
 from p2pfl_net.wire.identity import IDENTITY_SERVICE
 from p2pfl_net.wire.membership import PROTOCOL_HIGHEST, PROTOCOL_LOWEST
 from p2pfl_net.wire.records import SALT_BYTES, record_text
@@ -182,8 +182,11 @@ def header_part(
     """The header of an honest transfer of `model`, but for what is given."""
     if manifest is None or isinstance(manifest, Manifest):
         manifest = (manifest or model.manifest).encode().encode()
+    speaker = played_by(request.to)
+    statement = statement_of(speaker, manifest, model.manifest)
     return models_pb2.ModelPart(
         header=models_pb2.ModelHeader(
+            statement=statement,
             peer_id=request.to if peer_id is None else peer_id,
             manifest=manifest,
             size_bytes=len(model.data) if size_bytes is None else size_bytes,
@@ -192,6 +195,17 @@ def header_part(
             not_modified=not_modified,
         )
     ).SerializeToString()
+
+
+def statement_of(speaker: Identity, manifest: bytes, said: Manifest) -> versions_pb2.VersionStatement:
+    """The word of a peer that these bytes are the manifest of a version."""
+    digest = versions.manifest_digest(manifest)
+    text = versions.version_text(speaker.peer_id, said.version, said.weights, digest)
+    return versions.encode_statement(
+        versions.Statement(
+            speaker.peer_id, said.version, said.weights, digest, speaker.public_key, speaker.sign(text)
+        )
+    )
 
 
 def chunk_parts(data: bytes) -> Iterator[bytes]:

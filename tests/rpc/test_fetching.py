@@ -23,13 +23,15 @@ from p2pfl_net.rpc.download import DISK_RESERVE_BYTES, DiskRoom, Download
 from p2pfl_net.rpc.fetching import Cancellation, ModelClient, Wanted
 from p2pfl_net.runtime import published
 from p2pfl_net.runtime.published import PublishedModel
+from p2pfl_net.runtime.versions import Signer, VersionLog
 from p2pfl_net.wire.models import ModelHeader
 from tests.processes import PATIENCE_S
-from tests.rpc.callers import model_client
+from tests.rpc.callers import model_client, new_identity
 from tests.rpc.crowd import NOBODY_PORT
 from tests.rpc.model_files import ModelFile, digest_of, make_model, publish
 from tests.rpc.peers import run_command
 from tests.rpc.scripted_peer import ScriptedPeer, chunk_part, chunk_parts, header_part, honest, stall
+from tests.wire.sealed import stated
 
 MODEL = make_model(1, 3_000_000)
 
@@ -136,7 +138,16 @@ class Usage(NamedTuple):
 
 
 def announced(model: ModelFile, size_bytes: int) -> ModelHeader:
-    return ModelHeader(PeerId("1" * 64), model.manifest, size_bytes, model.digest, 0, not_modified=False)
+    statement = stated(model.manifest)
+    return ModelHeader(
+        statement.publisher,
+        model.manifest,
+        size_bytes,
+        model.digest,
+        0,
+        not_modified=False,
+        statement=statement,
+    )
 
 
 def test_models_that_fit_alone_and_not_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +188,8 @@ def test_a_model_that_is_still_being_hashed_is_to_be_asked_for_later(
 ) -> None:
     state = StateDir(tmp_path)
     publish(state, MODEL)
-    source, release = PublishedModel(state), threading.Event()
+    log, release = VersionLog(state), threading.Event()
+    source = PublishedModel(state, Signer(state, new_identity(), log))
     occupied = source._hasher.submit(release.wait, PATIENCE_S)  # by the hash of an earlier publication
     with monkeypatch.context() as patch:
         patch.setattr(published, "HASH_WAIT_S", 0.0)
@@ -191,3 +203,4 @@ def test_a_model_that_is_still_being_hashed_is_to_be_asked_for_later(
         assert served is not None
         assert served.file_digest == MODEL.digest
     source.close()
+    log.close()

@@ -37,7 +37,7 @@ def test_the_same_weights_of_the_same_peer(network: Network) -> None:
         [again] = trainer.ask(delete_below=1).models
         assert (again.reused, again.manifest.version) == (True, 2)
         assert again.manifest == second.manifest
-        publish(other.state, make_model(2, SIZE_BYTES))
+        publish(other.state, make_model(2, SIZE_BYTES, version=3))
         assert [m.reused for m in trainer.ask(delete_below=2).models] == [False]
     asker.wait_event("round_answered", 3)
     assert sent_bytes(asker.events("round_answered")) == [len(model.data), 0, len(model.data)]

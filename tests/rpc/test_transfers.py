@@ -11,12 +11,14 @@ import grpc
 import pytest
 from p2pfl_proto.v1 import models_pb2
 
+from p2pfl_net.rpc.keys import check_signature
+from p2pfl_net.wire.models import decode_header
 from tests.processes import wait_for
 from tests.rpc.callers import calling
 from tests.rpc.fake_trainer import FakeTrainer, damage, names_of
 from tests.rpc.model_files import ModelFile, make_model, publish
 from tests.rpc.peers import Network, Peer
-from tests.rpc.scripted_peer import header_part, unless_busy
+from tests.rpc.scripted_peer import unless_busy
 from tests.rpc.tcp_proxy import TcpProxy
 
 SIZE_BYTES = 40_000_000
@@ -83,7 +85,7 @@ def test_a_damaged_model_is_told_and_not_served(network: Network) -> None:
     asker.wait_published([source.peer_id])
     damage(source.state)
     told = source.wait_event("error")
-    assert "damaged and not served" in told["reason"]
+    assert "the published model is not served" in told["reason"]
     with FakeTrainer(asker.state) as trainer:
         wait_for(
             lambda: [entry["published"] for entry in asker.peers_file()["peers"]] == [False],
@@ -101,12 +103,12 @@ def test_a_truncated_model_is_not_served(network: Network, keep: int) -> None:
     source = network.start()
     model = make_model(1, 100_000)
     publish(source.state, ModelFile(model.data[:keep], model.manifest))
-    assert "damaged" in source.wait_event("error")["reason"]
+    assert "is not served" in source.wait_event("error")["reason"]
     with calling(source.port) as channel:
         fetch = channel.unary_stream("/p2pfl.v1.Models/FetchModel", None, None)
         with pytest.raises(grpc.RpcError) as caught:
             next(iter(fetch(b"", timeout=TRANSFER_S)))
-    assert "damaged" in str(caught.value)
+    assert "is not served" in str(caught.value)
 
 
 # stopping ------------------------------------------------------------------------------------------
@@ -206,5 +208,6 @@ def test_not_modified_needs_no_bytes(network: Network) -> None:
         )
         transfer = partial(unless_busy, lambda: list(fetch(request, timeout=TRANSFER_S)))
         parts = wait_for(transfer, what="the hash of the model")
-    named = models_pb2.FetchModelRequest(to=bytes.fromhex(source.peer_id))
-    assert parts == [header_part(named, model, not_modified=True)]
+    [header] = [decode_header(part, check_signature) for part in parts]
+    assert (header.not_modified, header.manifest) == (True, model.manifest)
+    assert header.peer_id == header.statement.publisher == source.peer_id

@@ -7,11 +7,14 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 from p2pfl_proto.v1 import membership_pb2 as pb
+from p2pfl_proto.v1 import versions_pb2 as vpb
+from p2pfl_state.manifest import Manifest
 
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.core.messages import Record, Status
 from p2pfl_net.errors import MalformedMessage
 from p2pfl_net.wire.records import Opener, record_text, seal
+from p2pfl_net.wire.versions import Statement, encode_statement, manifest_digest, state, version_text
 from tests.core import strategies
 
 SALT = bytes(16)
@@ -64,6 +67,23 @@ def seal_content(
     )
     message.status = status  # type: ignore[assignment]
     return message
+
+
+def stated(manifest: Manifest, public_key: bytes = b"key") -> Statement:
+    """A publisher's word on its model."""
+    publisher = PeerId(hashlib.sha256(public_key).hexdigest())
+    return state(manifest, publisher, public_key, lambda text: signature_of(public_key, text))
+
+
+def pb_stated(
+    manifest: bytes, version: int, weights: str, public_key: bytes = b"key"
+) -> vpb.VersionStatement:
+    """A publisher's word on anything."""
+    publisher = PeerId(hashlib.sha256(public_key).hexdigest())
+    digest = manifest_digest(manifest)
+    text = version_text(publisher, version, weights, digest)
+    signature = signature_of(public_key, text)
+    return encode_statement(Statement(publisher, version, weights, digest, public_key, signature))
 
 
 public_keys = st.binary(min_size=1, max_size=91)

@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from p2pfl_proto.v1 import models_pb2 as pb
 from p2pfl_state.manifest import MAX_MANIFEST_BYTES, Manifest, Parent
 from p2pfl_state.taskfile import MAX_TASK_BYTES, TaskFile
 
-from p2pfl_net.core.ids import PeerId, TaskDigest
+from p2pfl_net.core.ids import TaskDigest
 from p2pfl_net.errors import MalformedMessage
 from p2pfl_net.wire import models
 from p2pfl_net.wire.models import ModelHeader, ModelRequest
 from tests.core.strategies import digests, peer_ids
+from tests.wire.sealed import pb_stated, public_keys, stated, verify
 from tests.wire.tolerance import check_line, taken_or_malformed
 
 COUNT = st.integers(0, 2**53 - 1)
 MANIFEST = Manifest(version=1, samples=60, task="1" * 64, weights="2" * 64)
-HEADER = ModelHeader(PeerId("3" * 64), MANIFEST, 1000, "4" * 64, 0, not_modified=False)
+STATEMENT = stated(MANIFEST)
+HEADER = ModelHeader(
+    STATEMENT.publisher, MANIFEST, 1000, "4" * 64, 0, not_modified=False, statement=STATEMENT
+)
 TASK = TaskFile({"architecture": {"name": "mlp", "source_sha256": None}, "classes": ["a", "b"]}, None)
 BOUNDARIES = [1, 2, 126, 127, 128, 129, 16_383, 16_384, 16_385, 1 << 20, (1 << 21) - 1, 1 << 21]
 
@@ -52,13 +56,16 @@ def requests(draw: st.DrawFn) -> ModelRequest:
 @st.composite
 def headers(draw: st.DrawFn) -> ModelHeader:
     size_bytes = draw(st.integers(0, 2**64 - 1))
+    manifest = draw(manifests)
+    statement = stated(manifest, draw(public_keys))
     return ModelHeader(
-        peer_id=draw(peer_ids),
-        manifest=draw(manifests),
+        peer_id=statement.publisher,
+        manifest=manifest,
         size_bytes=size_bytes,
         file_digest=draw(digests),
         offset=draw(st.integers(0, size_bytes)),
         not_modified=draw(st.booleans()),
+        statement=statement,
     )
 
 
@@ -70,7 +77,7 @@ def test_a_request_survives_the_wire(request: ModelRequest) -> None:
 
 @given(headers())
 def test_a_header_survives_the_wire(header: ModelHeader) -> None:
-    assert models.decode_header(models.encode_header(header)) == header
+    assert models.decode_header(models.encode_header(header), verify) == header
 
 
 @given(
@@ -103,7 +110,7 @@ def test_requests_are_bounded() -> None:
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_header_or_malformed(data: bytes) -> None:
     with taken_or_malformed():
-        models.decode_header(data)
+        models.decode_header(data, verify)
 
 
 @given(headers(), st.data())
@@ -112,15 +119,22 @@ def test_a_damaged_header_is_taken_or_malformed(header: ModelHeader, data: st.Da
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     with taken_or_malformed():
-        models.decode_header(bytes(raw))
+        models.decode_header(bytes(raw), verify)
 
 
 def manifest_text(**changes: object) -> bytes:
-    return json.dumps({**MANIFEST.to_json(), **changes}).encode()
+    said = {**MANIFEST.to_json(), **changes}
+    return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
 
 
 def header_of(manifest: bytes, **changes: object) -> bytes:
-    header = pb.ModelHeader(peer_id=b"3" * 32, manifest=manifest, size_bytes=1000, file_digest=b"4" * 32)
+    header = pb.ModelHeader(
+        peer_id=bytes.fromhex(STATEMENT.publisher),
+        manifest=manifest,
+        size_bytes=1000,
+        file_digest=b"4" * 32,
+        statement=pb_stated(manifest, MANIFEST.version, MANIFEST.weights),
+    )
     for name, value in changes.items():
         setattr(header, name, value)
     return pb.ModelPart(header=header).SerializeToString()
@@ -153,12 +167,15 @@ def header_of(manifest: bytes, **changes: object) -> bytes:
         manifest_text(later=0)[:-2] + b"1e999}",
         manifest_text(later=0)[:-2] + b"[" * 500 + b"]" * 500 + b"}",
         manifest_text(later="x" * MAX_MANIFEST_BYTES),
+        json.dumps(MANIFEST.to_json()).encode(),
+        manifest_text(version=2),
+        manifest_text(weights="3" * 64),
     ],
-    ids=range(24),
+    ids=range(27),
 )
 def test_a_wrong_manifest_is_malformed(manifest: bytes) -> None:
     with pytest.raises(MalformedMessage) as caught:
-        models.decode_header(header_of(manifest))
+        models.decode_header(header_of(manifest), verify)
     check_line(str(caught.value))
 
 
@@ -173,11 +190,28 @@ def test_a_wrong_manifest_is_malformed(manifest: bytes) -> None:
 def test_what_is_taken_can_be_written_again(later: object) -> None:
     """An unknown field is kept, so it must be fit for the answer to the trainer."""
     try:
-        header = models.decode_header(header_of(manifest_text(later=later)))
+        header = models.decode_header(header_of(manifest_text(later=later)), verify)
     except MalformedMessage:
         return
-    assert models.decode_header(models.encode_header(header)) == header
+    assert models.decode_header(models.encode_header(header), verify) == header
     assert header.manifest.encode().encode()
+
+
+def test_another_manifest_than_was_signed_is_malformed() -> None:
+    part = pb.ModelPart.FromString(header_of(manifest_text()))
+    part.header.manifest = manifest_text(samples=61)
+    with pytest.raises(MalformedMessage, match="not the one that was signed"):
+        models.decode_header(part.SerializeToString(), verify)
+
+
+@given(headers(), headers(), st.sampled_from(["public_key", "version", "weights", "manifest", "signature"]))
+def test_nobody_alters_what_was_signed(header: ModelHeader, other: ModelHeader, field: str) -> None:
+    part, donor = (pb.ModelPart.FromString(models.encode_header(each)) for each in (header, other))
+    taken = getattr(donor.header.statement, field)
+    assume(taken != getattr(part.header.statement, field))
+    setattr(part.header.statement, field, taken)
+    with pytest.raises(MalformedMessage):
+        models.decode_header(part.SerializeToString(), verify)
 
 
 @pytest.mark.parametrize(
@@ -186,17 +220,18 @@ def test_what_is_taken_can_be_written_again(later: object) -> None:
         ({"peer_id": b""}, "peer id"),
         ({"file_digest": b"x"}, "file digest"),
         ({"offset": 1001}, "begins after its end"),
+        ({"peer_id": b"3" * 32}, "another peer signed"),
     ],
 )
 def test_a_header_past_its_bounds_is_malformed(changes: dict[str, object], reason: str) -> None:
     with pytest.raises(MalformedMessage, match=reason):
-        models.decode_header(header_of(manifest_text(), **changes))
+        models.decode_header(header_of(MANIFEST.encode().encode(), **changes), verify)
 
 
 def test_a_transfer_begins_with_a_header() -> None:
     for data in (b"", pb.ModelPart(chunk=b"x").SerializeToString(), pb.ModelPart().SerializeToString()):
         with pytest.raises(MalformedMessage, match="does not begin with a header"):
-            models.decode_header(data)
+            models.decode_header(data, verify)
 
 
 # chunks --------------------------------------------------------------------------------------------

@@ -22,41 +22,46 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from p2pfl_proto.v1 import versions_pb2 as p2pfl__proto_dot_v1_dot_versions__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fp2pfl_proto/v1/membership.proto\x12\x08p2pfl.v1\"0\n\rProtocolRange\x12\x0e\n\x06lowest\x18\x01 \x01(\r\x12\x0f\n\x07highest\x18\x02 \x01(\r\"%\n\x07\x41\x64\x64ress\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"\x96\x01\n\rRecordContent\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0c\n\x04left\x18\x02 \x01(\x08\x12$\n\taddresses\x18\x03 \x03(\x0b\x32\x11.p2pfl.v1.Address\x12\r\n\x05local\x18\x04 \x01(\x0c\x12\x0c\n\x04task\x18\x05 \x01(\x0c\x12\x11\n\tpublished\x18\x06 \x01(\x08\x12\x0c\n\x04tags\x18\x07 \x03(\t\"D\n\x0eLocalAddresses\x12\x0c\n\x04salt\x18\x01 \x01(\x0c\x12$\n\taddresses\x18\x02 \x03(\x0b\x32\x11.p2pfl.v1.Address\"\x8f\x01\n\nPeerRecord\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\r\n\x05local\x18\x04 \x01(\x0c\x12$\n\x06status\x18\x05 \x01(\x0e\x32\x14.p2pfl.v1.PeerStatus\x12\x14\n\x0csuspected_by\x18\x06 \x01(\x0c\"\x97\x01\n\x06Sender\x12)\n\x08protocol\x18\x01 \x01(\x0b\x32\x17.p2pfl.v1.ProtocolRange\x12$\n\x06record\x18\x02 \x01(\x0b\x32\x14.p2pfl.v1.PeerRecord\x12\x15\n\rmodel_version\x18\x03 \x01(\x04\x12%\n\ncandidates\x18\x04 \x03(\x0b\x32\x11.p2pfl.v1.Address\"\x86\x01\n\x0bJoinRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender\x12\"\n\x07\x64ialled\x18\x02 \x01(\x0b\x32\x11.p2pfl.v1.Address\x12%\n\x07records\x18\x03 \x03(\x0b\x32\x14.p2pfl.v1.PeerRecord\x12\n\n\x02to\x18\x04 \x01(\x0c\"k\n\tJoinReply\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender\x12\x15\n\robserved_host\x18\x02 \x01(\t\x12%\n\x07records\x18\x03 \x03(\x0b\x32\x14.p2pfl.v1.PeerRecord\"\x86\x01\n\x0bPingRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender\x12\n\n\x02to\x18\x02 \x01(\x0c\x12\"\n\x07\x64ialled\x18\x03 \x01(\x0b\x32\x11.p2pfl.v1.Address\x12%\n\x07updates\x18\x04 \x03(\x0b\x32\x14.p2pfl.v1.PeerRecord\"T\n\tPingReply\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender\x12%\n\x07updates\x18\x02 \x03(\x0b\x32\x14.p2pfl.v1.PeerRecord\"p\n\x0cRelayRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender\x12\n\n\x02to\x18\x02 \x01(\x0c\x12\"\n\x07\x64ialled\x18\x03 \x01(\x0b\x32\x11.p2pfl.v1.Address\x12\x0e\n\x06target\x18\x04 \x01(\x0c\"f\n\nRelayReply\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender\x12\x0f\n\x07reached\x18\x02 \x01(\x08\x12%\n\x07updates\x18\x03 \x03(\x0b\x32\x14.p2pfl.v1.PeerRecord*\x85\x01\n\nPeerStatus\x12\x1b\n\x17PEER_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11PEER_STATUS_ALIVE\x10\x01\x12\x17\n\x13PEER_STATUS_SUSPECT\x10\x02\x12\x14\n\x10PEER_STATUS_DEAD\x10\x03\x12\x14\n\x10PEER_STATUS_LEFT\x10\x04\x32\xab\x01\n\nMembership\x12\x32\n\x04Join\x12\x15.p2pfl.v1.JoinRequest\x1a\x13.p2pfl.v1.JoinReply\x12\x32\n\x04Ping\x12\x15.p2pfl.v1.PingRequest\x1a\x13.p2pfl.v1.PingReply\x12\x35\n\x05Relay\x12\x16.p2pfl.v1.RelayRequest\x1a\x14.p2pfl.v1.RelayReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fp2pfl_proto/v1/membership.proto\x12\x08p2pfl.v1\x1a\x1dp2pfl_proto/v1/versions.proto\"0\n\rProtocolRange\x12\x0e\n\x06lowest\x18\x01 \x01(\r\x12\x0f\n\x07highest\x18\x02 \x01(\r\"%\n\x07\x41\x64\x64ress\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"\x96\x01\n\rRecordContent\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0c\n\x04left\x18\x02 \x01(\x08\x12$\n\taddresses\x18\x03 \x03(\x0b\x32\x11.p2pfl.v1.Address\x12\r\n\x05local\x18\x04 \x01(\x0c\x12\x0c\n\x04task\x18\x05 \x01(\x0c\x12\x11\n\tpublished\x18\x06 \x01(\x08\x12\x0c\n\x04tags\x18\x07 \x03(\t\"D\n\x0eLocalAddresses\x12\x0c\n\x04salt\x18\x01 \x01(\x0c\x12$\n\taddresses\x18\x02 \x03(\x0b\x32\x11.p2pfl.v1.Address\"\x8f\x01\n\nPeerRecord\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\r\n\x05local\x18\x04 \x01(\x0c\x12$\n\x06status\x18\x05 \x01(\x0e\x32\x14.p2pfl.v1.PeerStatus\x12\x14\n\x0csuspected_by\x18\x06 \x01(\x0c\"\x97\x01\n\x06Sender\x12)\n\x08protocol\x18\x01 \x01(\x0b\x32\x17.p2pfl.v1.ProtocolRange\x12$\n\x06record\x18\x02 \x01(\x0b\x32\x14.p2pfl.v1.PeerRecord\x12\x15\n\rmodel_version\x18\x03 \x01(\x04\x12%\n\ncandidates\x18\x04 \x03(\x0b\x32\x11.p2pfl.v1.Address\"\x86\x01\n\x0bJoinRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender\x12\"\n\x07\x64ialled\x18\x02 \x01(\x0b\x32\x11.p2pfl.v1.Address\x12%\n\x07records\x18\x03 \x03(\x0b\x32\x14.p2pfl.v1.PeerRecord\x12\n\n\x02to\x18\x04 \x01(\x0c\"k\n\tJoinReply\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender\x12\x15\n\robserved_host\x18\x02 \x01(\t\x12%\n\x07records\x18\x03 \x03(\x0b\x32\x14.p2pfl.v1.PeerRecord\"\x86\x01\n\x0bPingRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender\x12\n\n\x02to\x18\x02 \x01(\x0c\x12\"\n\x07\x64ialled\x18\x03 \x01(\x0b\x32\x11.p2pfl.v1.Address\x12%\n\x07updates\x18\x04 \x03(\x0b\x32\x14.p2pfl.v1.PeerRecord\"T\n\tPingReply\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender\x12%\n\x07updates\x18\x02 \x03(\x0b\x32\x14.p2pfl.v1.PeerRecord\"p\n\x0cRelayRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender\x12\n\n\x02to\x18\x02 \x01(\x0c\x12\"\n\x07\x64ialled\x18\x03 \x01(\x0b\x32\x11.p2pfl.v1.Address\x12\x0e\n\x06target\x18\x04 \x01(\x0c\"f\n\nRelayReply\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender\x12\x0f\n\x07reached\x18\x02 \x01(\x08\x12%\n\x07updates\x18\x03 \x03(\x0b\x32\x14.p2pfl.v1.PeerRecord\"\x88\x01\n\rAccuseRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender\x12\n\n\x02to\x18\x02 \x01(\x0c\x12\"\n\x07\x64ialled\x18\x03 \x01(\x0b\x32\x11.p2pfl.v1.Address\x12%\n\x05proof\x18\x04 \x01(\x0b\x32\x16.p2pfl.v1.Equivocation\"/\n\x0b\x41\x63\x63useReply\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.p2pfl.v1.Sender*\x85\x01\n\nPeerStatus\x12\x1b\n\x17PEER_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11PEER_STATUS_ALIVE\x10\x01\x12\x17\n\x13PEER_STATUS_SUSPECT\x10\x02\x12\x14\n\x10PEER_STATUS_DEAD\x10\x03\x12\x14\n\x10PEER_STATUS_LEFT\x10\x04\x32\xe5\x01\n\nMembership\x12\x32\n\x04Join\x12\x15.p2pfl.v1.JoinRequest\x1a\x13.p2pfl.v1.JoinReply\x12\x32\n\x04Ping\x12\x15.p2pfl.v1.PingRequest\x1a\x13.p2pfl.v1.PingReply\x12\x35\n\x05Relay\x12\x16.p2pfl.v1.RelayRequest\x1a\x14.p2pfl.v1.RelayReply\x12\x38\n\x06\x41\x63\x63use\x12\x17.p2pfl.v1.AccuseRequest\x1a\x15.p2pfl.v1.AccuseReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'p2pfl_proto.v1.membership_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PEERSTATUS']._serialized_start=1345
-  _globals['_PEERSTATUS']._serialized_end=1478
-  _globals['_PROTOCOLRANGE']._serialized_start=45
-  _globals['_PROTOCOLRANGE']._serialized_end=93
-  _globals['_ADDRESS']._serialized_start=95
-  _globals['_ADDRESS']._serialized_end=132
-  _globals['_RECORDCONTENT']._serialized_start=135
-  _globals['_RECORDCONTENT']._serialized_end=285
-  _globals['_LOCALADDRESSES']._serialized_start=287
-  _globals['_LOCALADDRESSES']._serialized_end=355
-  _globals['_PEERRECORD']._serialized_start=358
-  _globals['_PEERRECORD']._serialized_end=501
-  _globals['_SENDER']._serialized_start=504
-  _globals['_SENDER']._serialized_end=655
-  _globals['_JOINREQUEST']._serialized_start=658
-  _globals['_JOINREQUEST']._serialized_end=792
-  _globals['_JOINREPLY']._serialized_start=794
-  _globals['_JOINREPLY']._serialized_end=901
-  _globals['_PINGREQUEST']._serialized_start=904
-  _globals['_PINGREQUEST']._serialized_end=1038
-  _globals['_PINGREPLY']._serialized_start=1040
-  _globals['_PINGREPLY']._serialized_end=1124
-  _globals['_RELAYREQUEST']._serialized_start=1126
-  _globals['_RELAYREQUEST']._serialized_end=1238
-  _globals['_RELAYREPLY']._serialized_start=1240
-  _globals['_RELAYREPLY']._serialized_end=1342
-  _globals['_MEMBERSHIP']._serialized_start=1481
-  _globals['_MEMBERSHIP']._serialized_end=1652
+  _globals['_PEERSTATUS']._serialized_start=1564
+  _globals['_PEERSTATUS']._serialized_end=1697
+  _globals['_PROTOCOLRANGE']._serialized_start=76
+  _globals['_PROTOCOLRANGE']._serialized_end=124
+  _globals['_ADDRESS']._serialized_start=126
+  _globals['_ADDRESS']._serialized_end=163
+  _globals['_RECORDCONTENT']._serialized_start=166
+  _globals['_RECORDCONTENT']._serialized_end=316
+  _globals['_LOCALADDRESSES']._serialized_start=318
+  _globals['_LOCALADDRESSES']._serialized_end=386
+  _globals['_PEERRECORD']._serialized_start=389
+  _globals['_PEERRECORD']._serialized_end=532
+  _globals['_SENDER']._serialized_start=535
+  _globals['_SENDER']._serialized_end=686
+  _globals['_JOINREQUEST']._serialized_start=689
+  _globals['_JOINREQUEST']._serialized_end=823
+  _globals['_JOINREPLY']._serialized_start=825
+  _globals['_JOINREPLY']._serialized_end=932
+  _globals['_PINGREQUEST']._serialized_start=935
+  _globals['_PINGREQUEST']._serialized_end=1069
+  _globals['_PINGREPLY']._serialized_start=1071
+  _globals['_PINGREPLY']._serialized_end=1155
+  _globals['_RELAYREQUEST']._serialized_start=1157
+  _globals['_RELAYREQUEST']._serialized_end=1269
+  _globals['_RELAYREPLY']._serialized_start=1271
+  _globals['_RELAYREPLY']._serialized_end=1373
+  _globals['_ACCUSEREQUEST']._serialized_start=1376
+  _globals['_ACCUSEREQUEST']._serialized_end=1512
+  _globals['_ACCUSEREPLY']._serialized_start=1514
+  _globals['_ACCUSEREPLY']._serialized_end=1561
+  _globals['_MEMBERSHIP']._serialized_start=1700
+  _globals['_MEMBERSHIP']._serialized_end=1929
 # @@protoc_insertion_point(module_scope)

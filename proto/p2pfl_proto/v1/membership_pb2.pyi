@@ -1,3 +1,4 @@
+from p2pfl_proto.v1 import versions_pb2 as _versions_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -153,3 +154,21 @@ class RelayReply(_message.Message):
     reached: bool
     updates: _containers.RepeatedCompositeFieldContainer[PeerRecord]
     def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., reached: _Optional[bool] = ..., updates: _Optional[_Iterable[_Union[PeerRecord, _Mapping]]] = ...) -> None: ...
+
+class AccuseRequest(_message.Message):
+    __slots__ = ("sender", "to", "dialled", "proof")
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    DIALLED_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    sender: Sender
+    to: bytes
+    dialled: Address
+    proof: _versions_pb2.Equivocation
+    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., to: _Optional[bytes] = ..., dialled: _Optional[_Union[Address, _Mapping]] = ..., proof: _Optional[_Union[_versions_pb2.Equivocation, _Mapping]] = ...) -> None: ...
+
+class AccuseReply(_message.Message):
+    __slots__ = ("sender",)
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    sender: Sender
+    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ...) -> None: ...

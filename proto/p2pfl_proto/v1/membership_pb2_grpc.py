@@ -49,6 +49,11 @@ class MembershipStub:
                 request_serializer=p2pfl__proto_dot_v1_dot_membership__pb2.RelayRequest.SerializeToString,
                 response_deserializer=p2pfl__proto_dot_v1_dot_membership__pb2.RelayReply.FromString,
                 _registered_method=True)
+        self.Accuse = channel.unary_unary(
+                '/p2pfl.v1.Membership/Accuse',
+                request_serializer=p2pfl__proto_dot_v1_dot_membership__pb2.AccuseRequest.SerializeToString,
+                response_deserializer=p2pfl__proto_dot_v1_dot_membership__pb2.AccuseReply.FromString,
+                _registered_method=True)
 
 
 class MembershipServicer:
@@ -75,6 +80,13 @@ class MembershipServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Accuse(self, request, context):
+        """Proof that a peer has lied: it is no member any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MembershipServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +104,11 @@ def add_MembershipServicer_to_server(servicer, server):
                     servicer.Relay,
                     request_deserializer=p2pfl__proto_dot_v1_dot_membership__pb2.RelayRequest.FromString,
                     response_serializer=p2pfl__proto_dot_v1_dot_membership__pb2.RelayReply.SerializeToString,
+            ),
+            'Accuse': grpc.unary_unary_rpc_method_handler(
+                    servicer.Accuse,
+                    request_deserializer=p2pfl__proto_dot_v1_dot_membership__pb2.AccuseRequest.FromString,
+                    response_serializer=p2pfl__proto_dot_v1_dot_membership__pb2.AccuseReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +192,33 @@ class Membership:
             '/p2pfl.v1.Membership/Relay',
             p2pfl__proto_dot_v1_dot_membership__pb2.RelayRequest.SerializeToString,
             p2pfl__proto_dot_v1_dot_membership__pb2.RelayReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Accuse(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/p2pfl.v1.Membership/Accuse',
+            p2pfl__proto_dot_v1_dot_membership__pb2.AccuseRequest.SerializeToString,
+            p2pfl__proto_dot_v1_dot_membership__pb2.AccuseReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,25 +22,26 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from p2pfl_proto.v1 import versions_pb2 as p2pfl__proto_dot_v1_dot_versions__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bp2pfl_proto/v1/models.proto\x12\x08p2pfl.v1\"h\n\x11\x46\x65tchModelRequest\x12\n\n\x02to\x18\x01 \x01(\x0c\x12\x0c\n\x04task\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x13\n\x0b\x66ile_digest\x18\x04 \x01(\x0c\x12\x14\n\x0chave_weights\x18\x05 \x03(\x0c\"M\n\tModelPart\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.p2pfl.v1.ModelHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x7f\n\x0bModelHeader\x12\x0f\n\x07peer_id\x18\x01 \x01(\x0c\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x66ile_digest\x18\x04 \x01(\x0c\x12\x0e\n\x06offset\x18\x05 \x01(\x04\x12\x14\n\x0cnot_modified\x18\x06 \x01(\x08\"\x1e\n\x10\x46\x65tchTaskRequest\x12\n\n\x02to\x18\x01 \x01(\x0c\"\x1e\n\x0e\x46\x65tchTaskReply\x12\x0c\n\x04task\x18\x01 \x01(\x0c\x32\x8d\x01\n\x06Models\x12@\n\nFetchModel\x12\x1b.p2pfl.v1.FetchModelRequest\x1a\x13.p2pfl.v1.ModelPart0\x01\x12\x41\n\tFetchTask\x12\x1a.p2pfl.v1.FetchTaskRequest\x1a\x18.p2pfl.v1.FetchTaskReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bp2pfl_proto/v1/models.proto\x12\x08p2pfl.v1\x1a\x1dp2pfl_proto/v1/versions.proto\"h\n\x11\x46\x65tchModelRequest\x12\n\n\x02to\x18\x01 \x01(\x0c\x12\x0c\n\x04task\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x13\n\x0b\x66ile_digest\x18\x04 \x01(\x0c\x12\x14\n\x0chave_weights\x18\x05 \x03(\x0c\"M\n\tModelPart\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.p2pfl.v1.ModelHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xae\x01\n\x0bModelHeader\x12\x0f\n\x07peer_id\x18\x01 \x01(\x0c\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x66ile_digest\x18\x04 \x01(\x0c\x12\x0e\n\x06offset\x18\x05 \x01(\x04\x12\x14\n\x0cnot_modified\x18\x06 \x01(\x08\x12-\n\tstatement\x18\x07 \x01(\x0b\x32\x1a.p2pfl.v1.VersionStatement\"\x1e\n\x10\x46\x65tchTaskRequest\x12\n\n\x02to\x18\x01 \x01(\x0c\"\x1e\n\x0e\x46\x65tchTaskReply\x12\x0c\n\x04task\x18\x01 \x01(\x0c\x32\x8d\x01\n\x06Models\x12@\n\nFetchModel\x12\x1b.p2pfl.v1.FetchModelRequest\x1a\x13.p2pfl.v1.ModelPart0\x01\x12\x41\n\tFetchTask\x12\x1a.p2pfl.v1.FetchTaskRequest\x1a\x18.p2pfl.v1.FetchTaskReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'p2pfl_proto.v1.models_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FETCHMODELREQUEST']._serialized_start=41
-  _globals['_FETCHMODELREQUEST']._serialized_end=145
-  _globals['_MODELPART']._serialized_start=147
-  _globals['_MODELPART']._serialized_end=224
-  _globals['_MODELHEADER']._serialized_start=226
-  _globals['_MODELHEADER']._serialized_end=353
-  _globals['_FETCHTASKREQUEST']._serialized_start=355
-  _globals['_FETCHTASKREQUEST']._serialized_end=385
-  _globals['_FETCHTASKREPLY']._serialized_start=387
-  _globals['_FETCHTASKREPLY']._serialized_end=417
-  _globals['_MODELS']._serialized_start=420
-  _globals['_MODELS']._serialized_end=561
+  _globals['_FETCHMODELREQUEST']._serialized_start=72
+  _globals['_FETCHMODELREQUEST']._serialized_end=176
+  _globals['_MODELPART']._serialized_start=178
+  _globals['_MODELPART']._serialized_end=255
+  _globals['_MODELHEADER']._serialized_start=258
+  _globals['_MODELHEADER']._serialized_end=432
+  _globals['_FETCHTASKREQUEST']._serialized_start=434
+  _globals['_FETCHTASKREQUEST']._serialized_end=464
+  _globals['_FETCHTASKREPLY']._serialized_start=466
+  _globals['_FETCHTASKREPLY']._serialized_end=496
+  _globals['_MODELS']._serialized_start=499
+  _globals['_MODELS']._serialized_end=640
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from p2pfl_proto.v1 import versions_pb2 as _versions_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -29,20 +30,22 @@ class ModelPart(_message.Message):
     def __init__(self, header: _Optional[_Union[ModelHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class ModelHeader(_message.Message):
-    __slots__ = ("peer_id", "manifest", "size_bytes", "file_digest", "offset", "not_modified")
+    __slots__ = ("peer_id", "manifest", "size_bytes", "file_digest", "offset", "not_modified", "statement")
     PEER_ID_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     FILE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     NOT_MODIFIED_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
     peer_id: bytes
     manifest: bytes
     size_bytes: int
     file_digest: bytes
     offset: int
     not_modified: bool
-    def __init__(self, peer_id: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., file_digest: _Optional[bytes] = ..., offset: _Optional[int] = ..., not_modified: _Optional[bool] = ...) -> None: ...
+    statement: _versions_pb2.VersionStatement
+    def __init__(self, peer_id: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., file_digest: _Optional[bytes] = ..., offset: _Optional[int] = ..., not_modified: _Optional[bool] = ..., statement: _Optional[_Union[_versions_pb2.VersionStatement, _Mapping]] = ...) -> None: ...
 
 class FetchTaskRequest(_message.Message):
     __slots__ = ("to",)

@@ -1,0 +1,252 @@
+"""Signed versions: each number once, and whoever signs two models under one is out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import grpc
+import pytest
+from p2pfl_proto.v1 import models_pb2
+from p2pfl_state import signed
+from p2pfl_state.errors import MalformedFile
+from p2pfl_state.layout import StateDir
+from p2pfl_state.manifest import Parent
+from p2pfl_state.signed import VERSIONS_LEFT_OUT, SignedVersion
+
+from p2pfl_net.core.ids import PeerId
+from p2pfl_net.errors import MalformedMessage
+from p2pfl_net.rpc.keys import Identity, check_signature
+from p2pfl_net.runtime.evicted import EvictedFile
+from p2pfl_net.runtime.versions import Signer, VersionLog
+from p2pfl_net.wire import versions
+from p2pfl_net.wire.versions import Statement
+from tests.processes import wait_for
+from tests.rpc.callers import calling
+from tests.rpc.fake_trainer import FakeTrainer
+from tests.rpc.model_files import ModelFile, assemble, make_model, publish
+from tests.rpc.peers import Network, Peer, wait_complete
+from tests.rpc.scripted_peer import ScriptedPeer, chunk_parts, header_part
+
+
+def with_parent(model: ModelFile, parent: Parent, version: int) -> ModelFile:
+    """The same weights, said to come of another model."""
+    said = replace(model.manifest, parents=(parent,), version=version)
+    return ModelFile(assemble(said, model.data[-1000:]), said)
+
+
+def spoken(identity: Identity, model: ModelFile) -> Statement:
+    return versions.state(model.manifest, identity.peer_id, identity.public_key, identity.sign)
+
+
+# one number, one model -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    return StateDir(tmp_path)
+
+
+def test_no_number_is_signed_for_two_models(state: StateDir) -> None:
+    own, log = Identity.new(), VersionLog(state)
+    signer = Signer(state, own, log)
+    first, other = make_model(1, 1000).manifest, make_model(2, 1000).manifest
+    statement = signer.sign(first)
+    assert versions.decode_statement(versions.encode_statement(statement), check_signature) == statement
+    for again in (signer, Signer(state, own, log)):
+        assert not again.sign(first).contradicts(statement)
+        with pytest.raises(MalformedFile, match="publish a higher one"):
+            again.sign(other)
+        assert again.left_out is None
+    signer.sign(replace(other, version=2))
+    with pytest.raises(MalformedFile, match="signed up to 2 before"):
+        Signer(state, own, log).sign(first)
+    log.close()
+
+
+def test_the_mark_is_on_disk_before_the_signature_is_given(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, log = Identity.new(), VersionLog(state)
+    seen: list[SignedVersion | None] = []
+
+    def sign(text: bytes) -> bytes:
+        seen.append(signed.read(state))
+        return b"signature"
+
+    monkeypatch.setattr(Identity, "sign", lambda self, text: sign(text))
+    manifest = make_model(1, 1000, version=7).manifest
+    Signer(state, own, log).sign(manifest)
+    log.close()
+    [mark] = seen
+    assert mark is not None
+    assert (mark.version, mark.manifest) == (7, versions.manifest_digest(manifest.encode().encode()))
+
+
+def test_after_a_restored_backup_no_number_is_used_again(state: StateDir, tmp_path: Path) -> None:
+    own, log = Identity.new(), VersionLog(state)
+    backup = tmp_path / "backup"
+    signer = Signer(state, own, log)
+    signer.sign(make_model(1, 1000, version=3).manifest)
+    shutil.copy2(state.signed_version, backup)
+    os.link(state.signed_version, tmp_path / "its inode is not used again")
+    signer.sign(make_model(2, 1000, version=4).manifest)
+    shutil.copy2(backup, tmp_path / "restored")
+    (tmp_path / "restored").replace(state.signed_version)
+    restored = Signer(state, own, log)
+    assert restored.left_out is not None
+    assert restored.left_out.version >= 3 + VERSIONS_LEFT_OUT
+    for version in (3, 4, restored.left_out.version):
+        with pytest.raises(MalformedFile, match="publish a higher one"):
+            restored.sign(make_model(3, 1000, version=version).manifest)
+    restored.sign(make_model(3, 1000, version=restored.left_out.version + 1).manifest)
+    assert Signer(state, own, log).left_out is None
+    log.close()
+
+
+def test_a_file_that_was_changed_after_it_was_written_is_a_copy(state: StateDir) -> None:
+    signed.write(state, SignedVersion(3, None, time.time() - 3600))
+    left_out = signed.recover(state)
+    assert left_out is not None
+    assert left_out.version >= 3 + 3600, "so many may have been signed since"
+    assert signed.recover(state) is None
+
+
+def test_a_damaged_mark_is_refused(state: StateDir) -> None:
+    log = VersionLog(state)
+    for content in (b"", b"{}", b'{"contract": 1, "version": "3"}'):
+        state.signed_version.write_bytes(content)
+        with pytest.raises(MalformedFile):
+            Signer(state, Identity.new(), log)
+        assert state.signed_version.read_bytes() == content
+    log.close()
+
+
+# two models, one number ----------------------------------------------------------------------------
+
+
+def test_two_statements_prove_only_what_they_contradict(state: StateDir) -> None:
+    liar = Identity.new()
+    one, two = (spoken(liar, make_model(seed, 1000)) for seed in (1, 2))
+    proof = versions.equivocation(one, two)
+    message = versions.encode_equivocation(proof)
+    assert versions.decode_equivocation(message, check_signature) == proof
+    for other in (
+        one,
+        spoken(liar, make_model(2, 1000, version=2)),
+        spoken(Identity.new(), make_model(2, 1000)),
+    ):
+        message.second.CopyFrom(versions.encode_statement(other))
+        with pytest.raises(MalformedMessage):
+            versions.decode_equivocation(message, check_signature)
+    forged = replace(spoken(Identity.new(), make_model(2, 1000)), public_key=liar.public_key)
+    message.second.CopyFrom(versions.encode_statement(forged))
+    with pytest.raises(MalformedMessage):
+        versions.decode_equivocation(message, check_signature)
+
+
+def test_the_log_remembers_over_restarts(state: StateDir) -> None:
+    publisher = Identity.new()
+    one, two = (make_model(seed, 1000) for seed in (1, 2))
+    log = VersionLog(state)
+    assert log.add(spoken(publisher, one), one.manifest) is None
+    assert log.add(spoken(publisher, one), one.manifest) is None
+    log.close()
+    log = VersionLog(state)
+    seen = log.get(publisher.peer_id, 1)
+    assert seen is not None
+    assert seen[1] == one.manifest
+    proof = log.add(spoken(publisher, two), two.manifest)
+    assert proof is not None
+    assert proof.peer_id == publisher.peer_id
+    log.close()
+    assert len(state.provenance.read_bytes().splitlines()) == 1
+
+
+def is_unknown(daemon: Peer, peer_id: str) -> bool:
+    return peer_id not in daemon.known()
+
+
+class TwoFaced:
+    """Serves each asker another model under the same version."""
+
+    def __init__(self, faces: dict[str, ModelFile]) -> None:
+        self._faces = faces
+
+    def __call__(
+        self, request: models_pb2.FetchModelRequest, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        model = next(iter(self._faces.values())) if len(self._faces) == 1 else self._faces.popitem()[1]
+        yield header_part(request, model)
+        yield from chunk_parts(model.data)
+
+
+def fetch_from(daemon: Peer, publisher: str) -> None:
+    daemon.wait_published([publisher])
+    with FakeTrainer(daemon.state) as trainer:
+        answer = trainer.ask(fan_out=5)
+    assert publisher in [model.peer_id for model in answer.models]
+
+
+def test_a_liar_who_tells_two_peers_different_things_is_found_and_evicted(network: Network) -> None:
+    """The second sees in the first's model what that got, asks for the liar's word, and has the proof."""
+    first, second, third = peers = network.chain(3)
+    one, two = (make_model(seed, 1000) for seed in (1, 2))
+    with ExitStack() as stack:
+        liar = stack.enter_context(ScriptedPeer(TwoFaced({"second": two, "first": one})))
+        liar.join(first)
+        for peer in peers:
+            peer.wait_published([liar.peer_id])
+        fetch_from(first, liar.peer_id)
+        fetch_from(second, liar.peer_id)
+        got = Parent(liar.peer_id, 1, one.manifest.weights)
+        publish(first.state, with_parent(make_model(3, 1000), got, 1))
+        fetch_from(second, first.peer_id)
+        for peer in peers:
+            assert peer.wait_event("peer_evicted", peer=liar.peer_id)["version"] == 1
+            wait_for(partial(is_unknown, peer, liar.peer_id), what="a list without the liar")
+        with pytest.raises(grpc.RpcError) as caught:
+            liar.join(third)
+        assert isinstance(caught.value, grpc.Call)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert third.stop() == 0
+        third.start(boot=first)
+        with pytest.raises(grpc.RpcError):
+            liar.join(third)
+        assert [proof.peer_id for proof in EvictedFile(third.state).proofs] == [liar.peer_id]
+    wait_complete(peers)
+
+
+def test_what_an_honest_peer_says_of_its_parents_proves_nothing(network: Network) -> None:
+    """A false parent is a doubt: nobody is evicted on another's word."""
+    first, second = peers = network.chain(2)
+    third = network.start(boot=first)
+    model = publish(third.state, make_model(1, 1000))
+    fetch_from(second, third.peer_id)
+    false = Parent(third.peer_id, model.manifest.version, "0" * 64)
+    publish(first.state, with_parent(make_model(3, 1000), false, 1))
+    fetch_from(second, first.peer_id)
+    fetch_from(first, third.peer_id)
+    wait_complete([*peers, third])
+    assert not any(peer.events("peer_evicted") for peer in (*peers, third))
+
+
+def test_a_version_that_was_not_seen_is_not_told(network: Network) -> None:
+    peer = network.start()
+    model = publish(peer.state, make_model(1, 1000))
+    asker = network.start(boot=peer)
+    fetch_from(asker, peer.peer_id)
+    with calling(asker.port) as channel:
+        ask = channel.unary_unary(versions.FETCH_VERSION_METHOD, None, None)
+        answer = ask(versions.encode_question(PeerId(peer.peer_id), 1), timeout=20)
+        statement, manifest = versions.decode_answer(answer, check_signature)
+        assert (statement.publisher, manifest) == (peer.peer_id, model.manifest)
+        for question in (versions.encode_question(PeerId(peer.peer_id), 2), b"\xff"):
+            with pytest.raises(grpc.RpcError):
+                ask(question, timeout=20)
