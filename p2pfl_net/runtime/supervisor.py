@@ -27,7 +27,7 @@ from p2pfl_net.rpc.connections import Credentials
 from p2pfl_net.rpc.fetching import ModelClient
 from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.rpc.server import Server
-from p2pfl_net.runtime import identity
+from p2pfl_net.runtime import identity, rotations
 from p2pfl_net.runtime.booting import Booting
 from p2pfl_net.runtime.driver import Driver
 from p2pfl_net.runtime.interfaces import InterfaceWatch, listening_hosts
@@ -61,7 +61,8 @@ class Daemon:
             atomic.remove(self._state.boot_done)
             home.claim(self._state)
             own = identity.load_or_create(self._state.key)
-            known_peers = KnownPeers(self._state.known_peers, self._config.boot)
+            own = rotations.with_former(own, self._state.rotations)
+            known_peers = KnownPeers(self._state.known_peers, self._config.boot, self.note)
             self._log = EventLog(self._state, time.time)
             try:
                 self._run(own, known_peers)
