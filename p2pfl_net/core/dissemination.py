@@ -18,6 +18,7 @@ from p2pfl_net.core.ids import PeerId, is_loopback, source_of
 from p2pfl_net.core.messages import MAX_INCARNATION, Record, Sender, Status
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.table import Change, Table
+from p2pfl_net.core.twins import TwinWatch
 
 
 class Dissemination:
@@ -53,6 +54,7 @@ class Dissemination:
         self._health = health or LocalHealth(params.max_health)
         self._counters = counters or Counters()
         self._out = out
+        self._twins = TwinWatch(me, params, out)
 
     def say(self, record: Record) -> None:
         """Makes `record` our own without telling anybody yet."""
@@ -100,6 +102,8 @@ class Dissemination:
         news is passed on if it is to `spread`: a newcomer's is not, for its network has just told it.
         """
         if sender.record.peer_id == self.me.peer_id:
+            self._twins.met(sender.record, self.me, now)
+            self._defend(sender.record, now)
             return
         over_loopback = is_loopback(host)
         source = source_of(host)
@@ -195,12 +199,17 @@ class Dissemination:
         """Refutes what is said of us, and outlives the record of an earlier life (SWIM, 4.2)."""
         if self.me.status is not Status.ALIVE or not record.contradicts(self.me):
             return
+        step = 1
+        if record.status is Status.ALIVE and record.incarnation > self.me.incarnation:
+            step = self._twins.outbid(record, self.me, now)
+            if not step:
+                return
         self.offers_left = self._params.candidate_offers  # perhaps somebody does not reach us
         if record.incarnation == self.me.incarnation and record.status is not Status.ALIVE:
             self._counters.refutations += 1
             self._budget = max(self._budget, float(self._params.gossip_defence))
             self._health.degrade()
-        self.renew(replace(self.me, incarnation=record.incarnation), now)
+        self.renew(replace(self.me, incarnation=record.incarnation + step - 1), now)
 
     def renew(self, record: Record, now: float) -> None:
         """Makes `record` our own with a higher incarnation, and tells.

@@ -21,6 +21,7 @@ from p2pfl_net.core.events import InterfacesChanged, ModelPublished, Stop
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.core.node import Node, PeerList
 from p2pfl_net.core.reachability import Reachability
+from p2pfl_net.core.twins import CONFLICT_EVENT
 from p2pfl_net.errors import BootFailed, PeerFailed, UsageError
 from p2pfl_net.rpc.client import MembershipClient, resolve
 from p2pfl_net.rpc.connections import Credentials
@@ -183,6 +184,12 @@ class Daemon:
 
     def note(self, event: str, fields: dict[str, object]) -> None:
         self._log.append(event, fields)
+        if event == CONFLICT_EVENT:
+            where = fields["address"] or "an address that is not known"
+            self._say(
+                f"ANOTHER PROCESS USES THE KEY OF THIS PEER, at {where}: stop one of the two; if it is not "
+                f"yours, the key was stolen: stop this peer, p2pfl-net key rotate --state {self._state.root}"
+            )
 
 
 def _resolved(address: Address) -> Address:
