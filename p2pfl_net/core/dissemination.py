@@ -60,6 +60,7 @@ class Dissemination:
         """Makes `record` our own without telling anybody yet."""
         self.me = record
         self.me_elsewhere = without_loopback(record)
+        self._twins.said(record)
 
     # when to gossip --------------------------------------------------------------------------------
 
@@ -102,8 +103,6 @@ class Dissemination:
         news is passed on if it is to `spread`: a newcomer's is not, for its network has just told it.
         """
         if sender.record.peer_id == self.me.peer_id:
-            self._twins.met(sender.record, self.me, now)
-            self._defend(sender.record, now)
             return
         over_loopback = is_loopback(host)
         source = source_of(host)
@@ -194,6 +193,16 @@ class Dissemination:
         for record in dead:
             self.merge(record, now)
         return doubtful
+
+    def is_twin(self, said: Record, now: float) -> bool:
+        """Whether who spoke to us as ourselves is another process. Then it must see that too, by ours."""
+        if not self._twins.is_other(said, self.me):
+            return False
+        step = self._twins.met(said, self.me, now)
+        if step and self.me.status is Status.ALIVE:
+            highest = max(said.incarnation, self.me.incarnation)
+            self.renew(replace(self.me, incarnation=highest + step - 1), now)
+        return True
 
     def _defend(self, record: Record, now: float) -> None:
         """Refutes what is said of us, and outlives the record of an earlier life (SWIM, 4.2)."""

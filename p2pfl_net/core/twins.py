@@ -7,11 +7,15 @@ is gone outbids a record that we have only just said.
 
 from __future__ import annotations
 
+from collections import deque
+
 from p2pfl_net.core.events import Note, Output
 from p2pfl_net.core.messages import Record
 from p2pfl_net.core.params import Params
 
 CONFLICT_EVENT = "identity_conflict"
+MAX_SAID = 64
+"""Incarnations of ours that are remembered: more than a life has in the time that a call takes."""
 
 
 class TwinWatch:
@@ -19,13 +23,17 @@ class TwinWatch:
 
     def __init__(self, first: Record, params: Params, out: list[Output]) -> None:
         """`first`: what this life says at first. `out` receives the notes."""
-        self._first_incarnation = first.incarnation
+        self._said = deque([first.incarnation], MAX_SAID)
         self._params = params
         self._out = out
         self._heard = 0
         self._heard_at = 0.0
         self._silent_until = 0.0
         self._told_at: float | None = None
+
+    def said(self, record: Record) -> None:
+        """This is our own record from now on."""
+        self._said.append(record.incarnation)
 
     def outbid(self, record: Record, me: Record, now: float) -> int:
         """Takes in a record of ourselves that is alive and newer than all that this life has said. How far
@@ -38,16 +46,23 @@ class TwinWatch:
         if self._heard < params.twin_records:
             return 1 if self._heard < params.twin_records - 1 else params.twin_step
         self._tell(record, me, now)
+        return self._next_step(now)
+
+    def is_other(self, record: Record, me: Record) -> bool:
+        """Whether it was somebody else who spoke to us as ourselves: this life has not said so lately."""
+        return record.incarnation not in self._said or record.contradicts(me)
+
+    def met(self, record: Record, me: Record, now: float) -> int:
+        """Such a one is there. How far we are to go beyond both, so that it sees the same; 0: not now."""
+        self._heard, self._heard_at = self._params.twin_records, now
+        self._tell(record, me, now)
+        return self._next_step(now)
+
+    def _next_step(self, now: float) -> int:
         if now < self._silent_until:
             return 0
-        self._silent_until = now + params.twin_pause_s
-        return params.twin_step
-
-    def met(self, record: Record, me: Record, now: float) -> None:
-        """Somebody spoke to us as ourselves. It was us, unless this life has never said so."""
-        if not self._first_incarnation <= record.incarnation <= me.incarnation:
-            self._heard, self._heard_at = self._params.twin_records, now
-            self._tell(record, me, now)
+        self._silent_until = now + self._params.twin_pause_s
+        return self._params.twin_step
 
     def _tell(self, record: Record, me: Record, now: float) -> None:
         if self._told_at is not None and now - self._told_at < self._params.twin_notice_s:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from p2pfl_net.core.events import Note, Output
+from p2pfl_net.core.events import BootFailed, Note, Output
 from p2pfl_net.core.ids import Address
 from p2pfl_net.core.messages import MAX_INCARNATION, Join, Ping, Record, Sender, Status
 from p2pfl_net.core.params import Params
@@ -72,11 +72,13 @@ def test_a_known_twin_is_outbid_now_and_then_only() -> None:
 
 def test_only_what_this_life_has_never_said_is_another_s() -> None:
     war = War()
-    war.me = replace(ME, incarnation=1005)
-    for incarnation in (1000, 1003, 1005):
-        war.watch.met(replace(ME, incarnation=incarnation), war.me, 0.0)
-    assert war.told == []
-    war.watch.met(replace(OTHER, incarnation=999), war.me, 0.0)
+    for incarnation in (1003, 1005):
+        war.me = replace(ME, incarnation=incarnation)
+        war.watch.said(war.me)
+    assert not any(war.watch.is_other(replace(ME, incarnation=said), war.me) for said in (1000, 1003, 1005))
+    said = [replace(OTHER, incarnation=incarnation) for incarnation in (999, 1001, 1005, 2005)]
+    assert all(war.watch.is_other(record, war.me) for record in said), "the third by its address"
+    assert war.watch.met(said[0], war.me, 0.0) == PARAMS.twin_step
     assert war.told == [{"address": str(THERE)}]
 
 
@@ -104,16 +106,21 @@ def test_two_with_one_key_are_both_told(seed: int, behind: int) -> None:
     assert not any(conflicts(peer) for peer in (peers[0], peers[2], peers[3])), "it is not theirs"
 
 
-@pytest.mark.parametrize("behind", [-100, 100])
+@pytest.mark.parametrize("behind", [-100, -2, -1, 1, 2, 100])
 def test_a_twin_that_boots_through_its_other_self_is_noticed_at_once(behind: int) -> None:
-    """It takes the address for its own, and is the first of a network where nobody could tell it."""
+    """It does not take the other's address for its own, and itself for the first of a network."""
     network = Network(1, through_wire=True)
     (first,) = network.chain(1)
     incarnation = first.node.membership.me.incarnation - behind
-    twin = network.start(network.peer("peer 0", incarnation=incarnation), network.address(first))
+    twin = network.peer("peer 0", incarnation=incarnation)
+    network.start(twin, network.address(first), timeout_s=5.0)
     network.run(1)
-    assert twin.joined
     assert len(conflicts(first)) == len(conflicts(twin)) == 1
+    network.run(6)
+    assert not twin.joined
+    (failed,) = twin.of(BootFailed)
+    assert isinstance(failed, BootFailed)
+    assert "another process with this peer's key" in failed.reason
 
 
 def test_a_peer_that_boots_through_itself_has_no_twin() -> None:

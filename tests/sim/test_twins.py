@@ -61,7 +61,7 @@ class Watched:
     def begin(self, count: int) -> list[SimPeer]:
         peers = [self.network.add() for _ in range(count)]
         for number, peer in enumerate(peers):
-            boot = [peers[number // 2].address] if number else []
+            boot = [other.address for other in peers[:number]]  # some of them may be deaf to it
             self.network.at(0.2 * number, self.network.start, peer, boot)
         return peers
 
@@ -118,7 +118,7 @@ def both_are_told(examples: int) -> None:
         peers = watched.begin(count)
         watched.network.run(20.0)
         twin = watched.network.add(peers[0], clock_s=clock_s)
-        watched.network.start(twin, [peers[-1].address])
+        watched.network.start(twin, [peer.address for peer in peers[::-1]])
         watched.network.run(200.0)
         assert watched.told == {peers[0].index: 1, twin.index: 1}
 
