@@ -1,4 +1,4 @@
-"""What a person types: `p2pfl-net serve | peers | status | get | simulate`.
+"""What a person types: `p2pfl-net serve | peers | status | get | key | simulate`.
 
 argparse, not typer: typer's parser brings 10 MB into a daemon that idles at 50.
 """
@@ -68,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     keygen = command("keygen", _keygen, "Make the key of a private network, to be given to its members.")
     keygen.add_argument("file", type=Path, metavar="FILE", help="the file to write, for --network-key")
+    _add_key(command("key", _key, "Show, copy or replace the key of a peer."))
     for caller in (serve, get):
         caller.add_argument(
             "--network-key", type=Path, metavar="FILE", help="the key of a private network (it is open)"
@@ -115,6 +116,28 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         help="refuse larger models (1000)",
     )
     add("--drain", type=positive, default=5.0, metavar="S", help="let uploads finish at a stop (5)")
+
+
+def _add_key(key: argparse.ArgumentParser) -> None:
+    actions = key.add_subparsers(metavar="ACTION", required=True, dest="action")
+    for action, text in {
+        "show": "Say a peer's id and its public key.",
+        "export": "Write a peer's secret key to a file, to be kept in a safe place.",
+        "import": "Take the key in a file for a state directory that has none.",
+        "rotate": "Replace a peer's key by a new one, which the old one vouches for before it is gone.",
+    }.items():
+        added = actions.add_parser(action, help=text, description=text, epilog=EPILOG)
+        added.add_argument("--state", type=Path, required=True, metavar="DIR", help="the peer's directory")
+        if action in ("export", "import"):
+            added.add_argument("file", type=Path, metavar="FILE", help="the file of the secret key (PEM)")
+            added.add_argument(
+                "--passphrase-file",
+                type=Path,
+                metavar="FILE",
+                help="its first line encrypts the key",
+            )
+        if action in ("show", "rotate"):
+            added.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +209,12 @@ def _simulate(options: argparse.Namespace) -> None:
     from p2pfl_net import simulate
 
     simulate.run(options)
+
+
+def _key(options: argparse.Namespace) -> None:
+    from p2pfl_net import key
+
+    key.run(options, say)
 
 
 def _keygen(options: argparse.Namespace) -> None:

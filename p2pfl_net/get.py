@@ -20,7 +20,7 @@ from p2pfl_net.errors import FetchError, MalformedModel, RemoteError, UsageError
 from p2pfl_net.rpc.connections import Credentials
 from p2pfl_net.rpc.fetching import Cancellation, ModelClient, Wanted
 from p2pfl_net.rpc.keys import Identity
-from p2pfl_net.runtime import identity
+from p2pfl_net.runtime import rotations
 from p2pfl_net.wire.models import ModelHeader
 
 NO_DEADLINE_S = 30 * 86400.0
@@ -58,10 +58,7 @@ def credentials(state: Path | None, network_key: bytes | None) -> Credentials:
     `KeyUnusable`."""
     if state is None:
         return Credentials(Identity.new(), network_key)
-    own = identity.load(StateDir(state).key)
-    if own is None:
-        raise DirectoryUnusable(f"{state} holds no key: is it the --state of a peer that has run?")
-    return Credentials(own, network_key)
+    return Credentials(rotations.load(StateDir(state)), network_key)
 
 
 def get(

@@ -13,10 +13,13 @@ from p2pfl_state.fields import parse_object
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import read_header
 
+from p2pfl_net.core.twins import CONFLICT_EVENT
+
 MAX_PEERS_BYTES = 64 << 20
 MAX_HOME_BYTES = 4096
 RECENT_EVENTS = 5
 ROUND_EVENT = "round_answered"
+STARTED_EVENT = "started"
 
 
 def read_peers(root: Path) -> dict[str, Any]:
@@ -67,6 +70,7 @@ def read_status(root: Path) -> dict[str, Any]:
         "address": None if boot is None else boot.address,
         "peers": len(listed["peers"]) if listed else None,
         "health": network.get("health"),
+        "conflict": _conflict(state) if runs else None,
         "counters": _object(network.get("counters")),
         "model": _published(state),
         "last_round": _last_round(state),
@@ -87,6 +91,17 @@ def _recent_events(state: StateDir) -> list[dict[str, Any]]:
             recent.pop()
         recent.append(event)
     return list(recent)
+
+
+def _conflict(state: StateDir) -> str | None:
+    """Whether there was a sign in this life that another process uses the same key."""
+    last = None
+    for event in atomic.read_json_lines(state.events):
+        if event.get("event") == CONFLICT_EVENT:
+            last = f"another process uses this peer's key, at {event.get('address') or 'an unknown address'}"
+        elif event.get("event") == STARTED_EVENT:
+            last = None
+    return last
 
 
 def _listed(root: Path) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def show_status(value: Mapping[str, Any], *, as_json: bool) -> None:
             inner = ", ".join(f"{key} {_short(item)}" for key, item in fact.items() if item not in (None, {}))
             _print(f"{name:<12} {inner}")
         else:
-            _print(f"{name:<12} {NOTHING if fact is None else fact}")
+            _print(_printable(f"{name:<12} {NOTHING if fact is None else fact}"))
 
 
 def show_fetched(header: ModelHeader, target: Path, *, as_json: bool) -> None:

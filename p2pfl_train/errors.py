@@ -47,12 +47,13 @@ class ModelError(TrainError):
 class SourceNotAccepted(ModelError):
     """The architecture is code that the operator has not accepted."""
 
-    def __init__(self, name: str, digest: str, source: str) -> None:
+    def __init__(self, name: str, digest: str, source: str, arguments: str) -> None:
+        """`arguments`: of the model, as JSON."""
         super().__init__(
             f"the model {name[:80]!r} is Python code of SHA-256 {digest}, which is not accepted: "
             f"read it, and pass --accept-arch {digest} to run it"
         )
-        self.source = source
+        self.name, self.digest, self.source, self.arguments = name, digest, source, arguments
 
 
 class WeightsRefused(TrainError):

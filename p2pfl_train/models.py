@@ -155,11 +155,10 @@ def _from_registry(
 def _from_source(
     wanted: Architecture, source: str, input_shape: tuple[int, ...], classes: int, accepted: frozenset[str]
 ) -> Callable[[], nn.Module]:
-    data = source.encode()
-    digest = hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(source.encode()).hexdigest()
     if digest not in accepted:
-        raise SourceNotAccepted(wanted.name, digest, source)
-    made = getattr(_execute(data, digest), wanted.name, None)
+        raise SourceNotAccepted(wanted.name, digest, source, canonical_json(dict(wanted.arguments)))
+    made = getattr(_execute(source, digest), wanted.name, None)
     if not callable(made):
         raise ModelError(f"the model's file defines no class {wanted.name[:80]!r}")
     offered = {"input_shape": input_shape, "classes": classes}
@@ -178,13 +177,17 @@ def _from_source(
     return make
 
 
-def _execute(data: bytes, digest: str) -> types.ModuleType:
-    """Runs exactly the bytes whose digest was checked, as a module of its own."""
+def _execute(source: str, digest: str) -> types.ModuleType:
+    """Runs exactly the text whose digest was checked, as a module of its own.
+
+    As text, not as bytes: those may name an encoding in which they say something else.
+    """
     name = f"p2pfl_architecture_{digest[:16]}"
     module = types.ModuleType(name)
     sys.modules[name] = module  # dataclasses and others look their module up by name
     try:
-        exec(compile(data, f"<model {digest[:16]}>", "exec"), module.__dict__)  # noqa: S102
+        text = source.removeprefix("\ufeff")  # the mark of an editor, which only bytes may begin with
+        exec(compile(text, f"<model {digest[:16]}>", "exec"), module.__dict__)  # noqa: S102
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything
         del sys.modules[name]
         raise ModelError(f"the model's file cannot be run: {_one_line(error)}") from None

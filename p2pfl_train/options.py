@@ -96,7 +96,7 @@ AcceptArchitecture = Annotated[
     typer.Option(
         "--accept-arch",
         metavar="SHA256",
-        help="Run the architecture's Python code with this digest.",
+        help="Run the architecture's Python code with this digest; else a terminal shows it and asks.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -14,6 +14,7 @@ from p2pfl_state.manifest import Manifest
 from p2pfl_state.markers import MAX_DEADLINE_S, MIN_DEADLINE_S
 from p2pfl_state.taskfile import TaskFile
 
+from p2pfl_train import consent
 from p2pfl_train.aggregate import check_models
 from p2pfl_train.batches import Batches, size_of
 from p2pfl_train.checkpoint import Counters, Saved
@@ -94,11 +95,14 @@ def _wait_task(
 
 
 def _join(state: StateDir, source: TaskSource, file: TaskFile) -> Task:
-    """`join_task`; code that is not accepted is laid down to be read, never to be run from there."""
+    """`join_task`; code that is not accepted is laid down to be read, never to be run from there, and shown
+    to whoever sits at the terminal."""
     try:
         return join_task(source.options, file, source.accepted)
     except SourceNotAccepted as error:
         atomic.write_bytes(state.received_source, error.source.encode())
+        if consent.is_given(error):
+            return join_task(source.options, file, source.accepted | {error.digest})
         raise ModelError(f"{error}; it lies in {state.received_source}") from None
 
 

@@ -19,6 +19,7 @@ from p2pfl_net.core.ids import PeerId, is_loopback, source_of
 from p2pfl_net.core.messages import MAX_INCARNATION, Record, Sender, Status
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.table import Change, Table
+from p2pfl_net.core.twins import TwinWatch
 
 Sealing = Callable[[Record], Record]
 """Signs a peer's own record."""
@@ -67,11 +68,13 @@ class Dissemination:
         self._health = health or LocalHealth(params.max_health)
         self._counters = counters or Counters()
         self._out = out
+        self._twins = TwinWatch(me, params, out)
 
     def say(self, record: Record) -> None:
         """Makes `record` our own without telling anybody yet."""
         self.me = self._seal(record)
         self.me_elsewhere = without_loopback(self.me)
+        self._twins.said(record)
 
     # when to gossip --------------------------------------------------------------------------------
 
@@ -214,16 +217,31 @@ class Dissemination:
             self.table.forget(peer_id)
             self.list_changed = True
 
+    def is_twin(self, said: Record, now: float) -> bool:
+        """Whether who spoke to us as ourselves is another process. Then it must see that too, by ours."""
+        if not self._twins.is_other(said, self.me):
+            return False
+        step = self._twins.met(said, self.me, now)
+        if step and self.me.status is Status.ALIVE:
+            highest = max(said.incarnation, self.me.incarnation)
+            self.renew(replace(self.me, incarnation=highest + step - 1), now)
+        return True
+
     def _defend(self, record: Record, now: float) -> None:
         """Refutes what is said of us, and outlives the record of an earlier life (SWIM, 4.2)."""
         if self.me.status is not Status.ALIVE or not record.contradicts(self.me):
             return
+        step = 1
+        if record.status is Status.ALIVE and record.incarnation > self.me.incarnation:
+            step = self._twins.outbid(record, self.me, now)
+            if not step:
+                return
         self.offers_left = self._params.candidate_offers  # perhaps somebody does not reach us
         if record.incarnation == self.me.incarnation and record.status is not Status.ALIVE:
             self._counters.refutations += 1
             self._budget = max(self._budget, float(self._params.gossip_defence))
             self._health.degrade()
-        self.renew(replace(self.me, incarnation=record.incarnation), now)
+        self.renew(replace(self.me, incarnation=record.incarnation + step - 1), now)
 
     def renew(self, record: Record, now: float) -> None:
         """Makes `record` our own with a higher incarnation, and tells.

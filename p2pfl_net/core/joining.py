@@ -121,6 +121,8 @@ class Joining:
             self._known.table.vouch(joiner.peer_id, event.host)
             self._calls.dial_back_caller(message.sender, event.host, now)
             records += self._known.held_against(joiner.peer_id, joiner, to_loopback=over_loopback)
+        else:
+            self._known.is_twin(joiner, now)
         sender = self._calls.sender(to_loopback=over_loopback, with_candidates=True)
         self._out.append(Reply(event.call, JoinReply(sender, event.host, records)))
 
@@ -153,6 +155,9 @@ class Joining:
         if boot is None:
             return
         if reply.sender.record.peer_id == self._known.me.peer_id:
+            if self._known.is_twin(reply.sender.record, now):
+                self.failed(pending, "another process with this peer's key lives there", now)
+                return
             boot.forget(pending.address, now)
             self._send_join(now)
             return
@@ -182,6 +187,7 @@ class Joining:
         # a name of this machine leads to it over loopback, as the other end sees it
         host = reply.observed_host if over_loopback else pending.address.host
         if peer_id == self._known.me.peer_id:
+            self._known.is_twin(reply.sender.record, now)
             return
         self._known.hear(reply.sender, reply.records, now, host=host, exchange=True, spread=spread)
         self._known.table.verify(peer_id, pending.address, now - pending.sent_at)

@@ -76,6 +76,19 @@ class Params:
     sync_scale_from: int = 32
     """In larger networks it is rarer: each doubling adds one interval (memberlist's `pushPullScale`)."""
 
+    # another process with our key
+    twin_records: int = 3
+    """Records of ourselves, each newer than all that we have said, that show it: of an earlier life, one or
+    two can reach us before ours reaches everybody."""
+    twin_step: int = 1000
+    """How far the second of them is outbid. A guess: more often than any life renews its record while one
+    version of it spreads, so that only who lives goes beyond."""
+    twin_pause_s: float = 30.0
+    """Once it is known, how long the other's record stands before ours takes its place: that is news for
+    everybody each time, and helps nobody. A guess."""
+    twin_notice_s: float = 600.0
+    """How long until the operator is told again. A guess."""
+
     # the table
     tombstone_s: float = 60.0
     """How long the dead are remembered, so that old news cannot revive them. A guess: hundreds of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -44,8 +45,9 @@ def resolve(address: Address) -> tuple[Address, ...]:
 class KnownPeers(Protocol):
     """Who lived at the addresses that a person named. Thread-safe."""
 
-    def check(self, address: Address, peer_id: PeerId) -> None:
-        """Raises `PeerFailed` (wrong peer) when it was another."""
+    def check(self, address: Address, peer_id: PeerId, former: Callable[[], tuple[PeerId, ...]]) -> None:
+        """Raises `PeerFailed` (wrong peer) when it was another, and none of the ids that the peer had before:
+        `former` asks it, and raises what a call raises."""
         ...
 
 
@@ -79,9 +81,9 @@ class MembershipClient:
             message = replace(message, dialled=dialled)
         timeout_s = _left(deadline)
         connection = self._connections.to(literal, message.to, timeout_s)
-        if message.to is None:
-            self._known.check(address, connection.peer_id)
         try:
+            if message.to is None:
+                self._known.check(address, connection.peer_id, lambda: connection.former(_left(deadline)))
             answer = self._deliver(connection, message, deadline)
         except grpc.RpcError as error:
             raise self._connections.failed(literal, error, timeout_s) from None

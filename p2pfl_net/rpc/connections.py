@@ -26,6 +26,7 @@ from p2pfl_net.core.ids import Address, PeerId
 from p2pfl_net.errors import MalformedMessage, PeerFailed
 from p2pfl_net.rpc.keys import CERTIFICATE_NAME, Identity, certified_peer
 from p2pfl_net.rpc.options import Option
+from p2pfl_net.rpc.rotations import FormerIds, former_ids
 from p2pfl_net.rpc.status import NOT_A_PEER, OTHER_KEY, REFUSED, SILENT, failure_of, is_unconnected
 from p2pfl_net.wire import identity as wire
 from p2pfl_net.wire.fields import parse
@@ -48,6 +49,8 @@ class Credentials:
         self.network_key = network_key
         self._lock = threading.Lock()
         self._certificates: OrderedDict[PeerId, bytes] = OrderedDict()
+        self.former_ids = FormerIds()
+        """Of peers that were called."""
 
     def certificate(self, address: Address, wanted: PeerId | None, timeout_s: float) -> tuple[PeerId, bytes]:
         """Who is called at an address, and its certificate (PEM). Raises `PeerFailed`."""
@@ -83,6 +86,7 @@ class Connection:
         self._lock = threading.Lock()
         self._metadata: tuple[tuple[str, bytes], ...] = ()
         self._good_until = 0.0
+        self._former: tuple[PeerId, ...] = ()
         self._methods: dict[str, Any] = {}
 
     def unary(self, path: str) -> Any:
@@ -100,6 +104,11 @@ class Connection:
                 self._greet(timeout_s)
             return self._metadata
 
+    def former(self, timeout_s: float) -> tuple[PeerId, ...]:
+        """The ids that the peer had before, newest first, as its former keys say. Raises as `token`."""
+        self.token(timeout_s)
+        return self._former
+
     def forget_token(self) -> None:
         """The peer does not accept it any more, as after its restart."""
         with self._lock:
@@ -116,9 +125,11 @@ class Connection:
             if not hmac.compare_digest(expected, hello.proof):
                 raise PeerFailed(FailureKind.INCOMPATIBLE, "it is not of this private network")
             proof = wire.call_proof(key, identity.peer_id, self.peer_id, hello.nonce)
+        self._former = former_ids(hello.former, self.peer_id)
+        self._credentials.former_ids.note(self.peer_id, self._former)
         signature = identity.sign(wire.token_text(self.peer_id, hello.nonce))
-        token = wire.encode_token(wire.Token(identity.public_key, hello.nonce, signature, proof))
-        self._metadata = ((wire.TOKEN_HEADER, token),)
+        token = wire.Token(identity.public_key, hello.nonce, signature, proof, identity.former)
+        self._metadata = ((wire.TOKEN_HEADER, wire.encode_token(token)),)
         self._good_until = time.monotonic() + RENEW_SHARE * hello.valid_s
 
 

@@ -15,8 +15,10 @@ from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import MalformedMessage, PeerFailed
 from p2pfl_net.rpc.keys import check_signature, peer_id_of
+from p2pfl_net.rpc.rotations import FormerIds, former_ids
 from p2pfl_net.wire import identity as wire
 from p2pfl_net.wire.fields import parse
+from p2pfl_net.wire.rotation import FormerKey
 
 NONCE_S = 600.0
 """How long a nonce is given out; it is accepted for as long again. A guess: a captured token, which only the
@@ -29,16 +31,24 @@ class Gate:
     """Greets callers and tells who they are. Thread-safe."""
 
     def __init__(
-        self, me: PeerId, network_key: bytes | None, clock: Callable[[], float] = time.monotonic
+        self,
+        me: PeerId,
+        network_key: bytes | None,
+        clock: Callable[[], float] = time.monotonic,
+        former: tuple[FormerKey, ...] = (),
     ) -> None:
-        """`network_key`: of a private network; None: anybody may call who says who it is."""
+        """`network_key`: of a private network; None: anybody may call who says who it is. `former`: keys that
+        this peer had before."""
         self._me = me
+        self._former_keys = former
+        self.former_ids = FormerIds()
+        """Of callers: true of whoever `caller` has just named."""
         self._network_key = network_key
         self._clock = clock
         self._lock = threading.Lock()
         self._nonce = self._last_nonce = secrets.token_bytes(wire.NONCE_BYTES)
         self._renewed_at = clock()
-        self._good: OrderedDict[bytes, PeerId] = OrderedDict()
+        self._good: OrderedDict[bytes, tuple[PeerId, tuple[PeerId, ...]]] = OrderedDict()
 
     def hello(self, request: bytes) -> bytes:
         """Answers a greeting. Raises `MalformedMessage`."""
@@ -48,7 +58,7 @@ class Gate:
             nonce = self._nonce
         key = self._network_key
         proof = b"" if key is None else wire.hello_proof(key, self._me, asked, nonce)
-        return wire.encode_hello(wire.Hello(nonce, int(NONCE_S), proof))
+        return wire.encode_hello(wire.Hello(nonce, int(NONCE_S), proof, self._former_keys))
 
     def caller(self, metadata: Iterable[tuple[str, str | bytes]]) -> PeerId:
         """Who calls. Raises `PeerFailed` (unproved) without a good token, `MalformedMessage`."""
@@ -60,17 +70,19 @@ class Gate:
             known = self._good.get(shown)
             if known is not None:
                 self._good.move_to_end(shown)
-                return known
             nonces = (self._nonce, self._last_nonce)
-        caller = self._check(shown, nonces)
-        with self._lock:
-            if nonces == (self._nonce, self._last_nonce):
-                self._good[shown] = caller
-            if len(self._good) > MAX_TOKENS:
-                self._good.popitem(last=False)
+        caller, former = known or self._check(shown, nonces)
+        self.former_ids.note(caller, former)
+        if known is None:
+            with self._lock:
+                if nonces == (self._nonce, self._last_nonce):
+                    self._good[shown] = caller, former
+                if len(self._good) > MAX_TOKENS:
+                    self._good.popitem(last=False)
         return caller
 
-    def _check(self, shown: bytes, nonces: tuple[bytes, ...]) -> PeerId:
+    def _check(self, shown: bytes, nonces: tuple[bytes, ...]) -> tuple[PeerId, tuple[PeerId, ...]]:
+        """Whose token it is, and who that was before."""
         if len(shown) > wire.MAX_TOKEN_BYTES:
             raise MalformedMessage("a token of no sound size")
         token = wire.decode_token(parse(pb.Token, shown))
@@ -82,7 +94,7 @@ class Gate:
             if not hmac.compare_digest(expected, token.proof):
                 raise PeerFailed(FailureKind.INCOMPATIBLE, "this network is private: give its --network-key")
         check_signature(token.public_key, token.signature, wire.token_text(self._me, token.nonce))
-        return caller
+        return caller, former_ids(token.former, caller)
 
     def _renew(self) -> None:
         periods = int((self._clock() - self._renewed_at) / NONCE_S)

@@ -8,7 +8,7 @@ whoever has pinned it once accepts the peer again after any restart, and there i
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from cryptography import x509
@@ -19,6 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import MalformedMessage
+from p2pfl_net.wire.rotation import FormerKey
 
 CERTIFICATE_NAME = "p2pfl"
 """Of every peer: who it is, the key in the certificate says."""
@@ -38,6 +39,8 @@ class Identity:
     """SubjectPublicKeyInfo in DER."""
     certificate: bytes
     """Self-signed, in PEM."""
+    former: tuple[FormerKey, ...] = ()
+    """Keys that the peer had before, newest first."""
 
     @classmethod
     def of(cls, key: ec.EllipticCurvePrivateKey) -> Identity:
@@ -50,12 +53,24 @@ class Identity:
     def new(cls) -> Identity:
         return cls.of(ec.generate_private_key(ec.SECP256R1()))
 
-    def key_pem(self) -> bytes:
-        """The secret key, PKCS 8 in PEM."""
+    def following(self, former: tuple[FormerKey, ...]) -> Identity:
+        """The same key as one that others came before."""
+        return replace(self, former=former)
+
+    def key_pem(self, passphrase: bytes | None = None) -> bytes:
+        """The secret key, PKCS 8 in PEM; encrypted with a passphrase where there is one."""
         return self.key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
+            serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption(),
+        )
+
+    def public_pem(self) -> str:
+        """The public key, SubjectPublicKeyInfo in PEM."""
+        return (
+            self.key.public_key()
+            .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+            .decode("ascii")
         )
 
     def sign(self, text: bytes) -> bytes:

@@ -62,7 +62,7 @@ class Server:
         """`network_key`: only those who hold it may call; None: anybody who says who it is."""
         self._identity = identity
         self._me = identity.peer_id
-        self._gate = Gate(identity.peer_id, network_key)
+        self._gate = Gate(identity.peer_id, network_key, former=identity.former)
         self._exchange = exchange
         self._opener = opener
         self._seen = seen

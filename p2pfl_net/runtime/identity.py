@@ -38,9 +38,34 @@ def load(path: Path) -> Identity | None:
     if data is None:
         return None
     try:
-        loaded = serialization.load_pem_private_key(data, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return parse(data)
+    except WrongKind:
+        raise KeyUnusable(
+            f"{path} is not an ECDSA P-256 key: restore it, or delete it to be a new peer"
+        ) from None
+    except ValueError:
         raise KeyUnusable(damaged) from None
+
+
+class WrongKind(ValueError):
+    """A key, but not of ECDSA P-256."""
+
+
+class Encrypted(ValueError):
+    """A key that its passphrase was not given for."""
+
+
+def parse(data: bytes, passphrase: bytes | None = None) -> Identity:
+    """The key in a PEM text. Raises `WrongKind`, `Encrypted`, `ValueError` for a damaged one or a wrong
+    passphrase."""
+    try:
+        loaded = serialization.load_pem_private_key(data, password=passphrase)
+    except TypeError:  # what cryptography raises for a passphrase that is missing, or too many
+        if passphrase is None:
+            raise Encrypted from None
+        return parse(data)
+    except UnsupportedAlgorithm:
+        raise ValueError("an algorithm that is not known here") from None
     if not isinstance(loaded, ec.EllipticCurvePrivateKey) or not isinstance(loaded.curve, ec.SECP256R1):
-        raise KeyUnusable(f"{path} is not an ECDSA P-256 key: restore it, or delete it to be a new peer")
+        raise WrongKind
     return Identity.of(loaded)

@@ -6,12 +6,13 @@ Only boot addresses count. The members of a network are called by their ids, whi
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from p2pfl_state import atomic
 from p2pfl_state.errors import MalformedFile
 from p2pfl_state.fields import parse_object
+from p2pfl_state.layout import CONTRACT_VERSION
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address, PeerId, is_peer_id
@@ -19,54 +20,100 @@ from p2pfl_net.errors import PeerFailed
 
 MAX_BYTES = 1 << 20
 MAX_PEERS = 4096
-"""Addresses that are remembered; the oldest are forgotten first."""
+"""Addresses that are remembered, and replaced keys; the oldest are forgotten first."""
 
 
 class KnownPeers:
     """The addresses of one state directory. Thread-safe."""
 
-    def __init__(self, path: Path, named: Mapping[Address, PeerId | None]) -> None:
-        """`named`: the boot peers, with their ids where they are told.
+    def __init__(
+        self,
+        path: Path,
+        named: Mapping[Address, PeerId | None],
+        note: Callable[[str, dict[str, object]], None],
+    ) -> None:
+        """`named`: the boot peers, with their ids where they are told. `note` takes an event for the log.
 
         Raises `MalformedFile` for a damaged file: it is never replaced silently.
         """
         self._path = path
         self._named = named
+        self._note = note
         self._lock = threading.Lock()
-        self._known = _read(path)
+        self._known, self._rotated = _read(path)
 
-    def check(self, address: Address, peer_id: PeerId) -> None:
-        """Raises `PeerFailed` (wrong peer) when another lived there, or is meant. A new one is remembered."""
+    def check(self, address: Address, peer_id: PeerId, former: Callable[[], tuple[PeerId, ...]]) -> None:
+        """Raises `PeerFailed` (wrong peer) when another lived there, or is meant. A new one is remembered,
+        and so is a new key that the expected one vouches for, which then counts no more itself.
+
+        `former` asks the peer for the ids that it had before, newest first, and raises what a call raises.
+        """
         if address not in self._named:
             return
-        meant = self._named[address]
-        if meant is not None:
-            if peer_id != meant:
-                reason = f"peer {peer_id[:16]} lives there, not {meant[:16]} as --boot says"
-                raise PeerFailed(FailureKind.WRONG_PEER, reason)
-            return
-        name = str(address)
+        name, meant = str(address), self._named[address]
         with self._lock:
-            known = self._known.get(name)
-            if known == peer_id:
+            expected = self._latest(meant or self._known.get(name))
+            if expected == peer_id:
                 return
-            if known is not None:
-                raise PeerFailed(
-                    FailureKind.WRONG_PEER,
-                    f"THE KEY HAS CHANGED: it was of peer {known[:16]} and is of {peer_id[:16]}; if its "
-                    f"state was made anew, say --boot {peer_id}@{name}, or remove its line from {self._path}",
-                )
-            self._known[name] = peer_id
-            while len(self._known) > MAX_PEERS:
-                del self._known[next(iter(self._known))]
-            atomic.write_json(self._path, {"contract": 1, "peers": self._known})
+            if expected is None:
+                self._known[name] = peer_id
+                self._write()
+                return
+        ids = former()
+        if expected not in ids:
+            raise PeerFailed(FailureKind.WRONG_PEER, self._refusal(name, meant, expected, peer_id))
+        with self._lock:
+            self._rotated.update(dict.fromkeys(ids[: ids.index(expected) + 1], peer_id))
+            if meant is None:
+                self._known[name] = peer_id
+            self._write()
+        self._note("key_rotated", {"address": name, "old": expected, "new": peer_id})
+
+    def _latest(self, peer_id: PeerId | None) -> PeerId | None:
+        """Whose key has come of this peer's. No way round ends, for a file may say anything."""
+        for _ in range(MAX_PEERS):
+            following = None if peer_id is None else self._rotated.get(peer_id)
+            if following is None:
+                break
+            peer_id = following
+        return peer_id
+
+    def _refusal(self, name: str, meant: PeerId | None, expected: PeerId, peer_id: PeerId) -> str:
+        if self._latest(peer_id) == expected:
+            return (
+                f"AN OLD KEY IS USED AGAIN: that of peer {peer_id[:16]} was replaced by that of "
+                f"{expected[:16]}: it may be a copy of its state from before, or in wrong hands"
+            )
+        if meant is not None:
+            return f"peer {peer_id[:16]} lives there, not {expected[:16]} as --boot says"
+        return (
+            f"THE KEY HAS CHANGED: it was of peer {expected[:16]} and is of {peer_id[:16]}; if its "
+            f"state was made anew, say --boot {peer_id}@{name}, or remove its line from {self._path}"
+        )
+
+    def _write(self) -> None:
+        while len(self._known) > MAX_PEERS:
+            del self._known[next(iter(self._known))]
+        while len(self._rotated) > MAX_PEERS:
+            del self._rotated[next(iter(self._rotated))]
+        value = {"contract": CONTRACT_VERSION, "peers": self._known, "rotated": self._rotated}
+        atomic.write_json(self._path, value)
 
 
-def _read(path: Path) -> dict[str, PeerId]:
+def _read(path: Path) -> tuple[dict[str, PeerId], dict[PeerId, PeerId]]:
+    """Who lives where, and whose key was replaced by whose."""
     data = atomic.read_bounded(path, MAX_BYTES)
     if data is None:
-        return {}
-    peers = parse_object(data, path.name).get("peers")
-    if not isinstance(peers, dict) or not all(is_peer_id(peer_id) for peer_id in peers.values()):
-        raise MalformedFile(f"{path} is damaged: correct it, or delete it to trust on first use again")
-    return {str(name): PeerId(peer_id) for name, peer_id in peers.items()}
+        return {}, {}
+    value = parse_object(data, path.name)
+    peers, rotated = value.get("peers"), value.get("rotated", {})
+    if not isinstance(peers, dict) or not isinstance(rotated, dict):
+        raise _damaged(path)
+    if not all(map(is_peer_id, (*peers.values(), *rotated, *rotated.values()))):
+        raise _damaged(path)
+    known = {str(name): PeerId(peer_id) for name, peer_id in peers.items()}
+    return known, {PeerId(old): PeerId(new) for old, new in rotated.items()}
+
+
+def _damaged(path: Path) -> MalformedFile:
+    return MalformedFile(f"{path} is damaged: correct it, or delete it to trust on first use again")

@@ -23,13 +23,14 @@ from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.core.messages import Equivocation, Record
 from p2pfl_net.core.node import Node, PeerList
 from p2pfl_net.core.reachability import Reachability
+from p2pfl_net.core.twins import CONFLICT_EVENT
 from p2pfl_net.errors import BootFailed, PeerFailed, UsageError
 from p2pfl_net.rpc.client import MembershipClient, resolve
 from p2pfl_net.rpc.connections import Credentials
 from p2pfl_net.rpc.fetching import ModelClient
 from p2pfl_net.rpc.keys import Identity, check_signature
 from p2pfl_net.rpc.server import Server
-from p2pfl_net.runtime import identity
+from p2pfl_net.runtime import identity, rotations
 from p2pfl_net.runtime.booting import Booting
 from p2pfl_net.runtime.driver import Driver
 from p2pfl_net.runtime.evicted import EvictedFile
@@ -66,7 +67,8 @@ class Daemon:
             atomic.remove(self._state.boot_done)
             home.claim(self._state)
             own = identity.load_or_create(self._state.key)
-            known_peers = KnownPeers(self._state.known_peers, self._config.boot)
+            own = rotations.with_former(own, self._state.rotations)
+            known_peers = KnownPeers(self._state.known_peers, self._config.boot, self.note)
             self._evicted = EvictedFile(self._state)
             self._versions = VersionLog(self._state)
             signer = Signer(self._state, own, self._versions)
@@ -201,6 +203,12 @@ class Daemon:
 
     def note(self, event: str, fields: dict[str, object]) -> None:
         self._log.append(event, fields)
+        if event == CONFLICT_EVENT:
+            where = fields["address"] or "an address that is not known"
+            self._say(
+                f"ANOTHER PROCESS USES THE KEY OF THIS PEER, at {where}: stop one of the two; if it is not "
+                f"yours, the key was stolen: stop this peer, p2pfl-net key rotate --state {self._state.root}"
+            )
 
 
 def _sealed(own: Identity, record: Record) -> Record:

@@ -43,6 +43,8 @@ from p2pfl_net.sim.conditions import Conditions, Wires
 PORT = 8000
 BOOT_TIMEOUT_S = 60.0
 """The daemon's default."""
+EPOCH_S = 1000
+"""What the clocks show when a run begins."""
 MESSAGE_BYTES = 150
 """Of a request or reply without records: the sender's record, ids, framing. An estimate."""
 RECORD_BYTES = 90
@@ -128,16 +130,18 @@ class SimNetwork:
 
     # peers -----------------------------------------------------------------------------------------
 
-    def add(self) -> SimPeer:
-        """A peer that has not started."""
+    def add(self, key_of: SimPeer | None = None, *, clock_s: float = 0.0) -> SimPeer:
+        """A peer that has not started: a new one, or one with the key of another, which is its next life
+        where that is dead, and else its twin. `clock_s`: how far its machine's clock is ahead."""
         index = len(self.peers)
-        address = address_of(index)
+        address = address_of(index) if key_of is None or key_of.alive else key_of.address
         reach = Reachability(PORT, (), address, self.params.max_addresses)
         skew = self._conditions.skew
         rate = 1.0 + skew * self.random.uniform(-1.0, 1.0) if skew else 1.0
-        incarnation = 1000 + int(self.now * rate)
+        incarnation = max(0, EPOCH_S + int(self.now * rate + clock_s))
+        peer_id = peer_id_of(index) if key_of is None else key_of.id
         seed = Random(self.random.getrandbits(64))
-        node = Node(peer_id_of(index), reach, incarnation, self.params, seed)
+        node = Node(peer_id, reach, incarnation, self.params, seed)
         peer = SimPeer(index, node, address, rate)
         self.peers.append(peer)
         self._at[address] = peer

@@ -15,6 +15,14 @@ from p2pfl_proto.v1.membership_pb2 import ProtocolRange
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import MalformedMessage
 from p2pfl_net.wire.membership import PROTOCOL_HIGHEST, PROTOCOL_LOWEST, check_protocol
+from p2pfl_net.wire.rotation import (
+    MAX_PUBLIC_KEY_BYTES,
+    MAX_ROTATIONS,
+    MAX_SIGNATURE_BYTES,
+    FormerKey,
+    decode_former,
+    encode_former,
+)
 
 IDENTITY_SERVICE = "p2pfl.v1.Identity"
 HELLO_METHOD = f"/{IDENTITY_SERVICE}/Hello"
@@ -22,11 +30,7 @@ TOKEN_HEADER = "p2pfl-token-bin"  # noqa: S105 - a name, no secret
 
 NONCE_BYTES = 32
 NETWORK_KEY_BYTES = 32
-MAX_PUBLIC_KEY_BYTES = 200
-"""An ECDSA P-256 key has 91."""
-MAX_SIGNATURE_BYTES = 80
-"""One of ECDSA P-256 in DER has up to 72."""
-MAX_TOKEN_BYTES = 512
+MAX_TOKEN_BYTES = 512 + 256 * MAX_ROTATIONS
 MAX_VALID_S = 86_400
 _PROOF_BYTES = 32
 
@@ -40,6 +44,8 @@ class Hello:
     """How long tokens with this nonce are accepted at least."""
     proof: bytes
     """Of a private network; empty: it is open."""
+    former: tuple[FormerKey, ...] = ()
+    """Keys that the peer had before, newest first; not checked yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,8 @@ class Token:
     signature: bytes
     proof: bytes
     """Of a private network; empty: it is open."""
+    former: tuple[FormerKey, ...] = ()
+    """Keys that the caller had before, newest first; not checked yet."""
 
 
 def encode_hello_request(nonce: bytes) -> bytes:
@@ -68,7 +76,11 @@ def decode_hello_request(message: pb.HelloRequest) -> bytes:
 def encode_hello(hello: Hello) -> bytes:
     protocol = ProtocolRange(lowest=PROTOCOL_LOWEST, highest=PROTOCOL_HIGHEST)
     return pb.HelloReply(
-        protocol=protocol, nonce=hello.nonce, valid_s=hello.valid_s, proof=hello.proof
+        protocol=protocol,
+        nonce=hello.nonce,
+        valid_s=hello.valid_s,
+        proof=hello.proof,
+        former=encode_former(hello.former),
     ).SerializeToString()
 
 
@@ -76,12 +88,17 @@ def decode_hello(message: pb.HelloReply) -> Hello:
     """Raises `MalformedMessage`."""
     check_protocol(message.protocol)
     nonce = _exactly(message.nonce, NONCE_BYTES, "a nonce")
-    return Hello(nonce, min(message.valid_s, MAX_VALID_S), _proof(message.proof))
+    valid_s = min(message.valid_s, MAX_VALID_S)
+    return Hello(nonce, valid_s, _proof(message.proof), decode_former(message.former))
 
 
 def encode_token(token: Token) -> bytes:
     return pb.Token(
-        public_key=token.public_key, nonce=token.nonce, signature=token.signature, proof=token.proof
+        public_key=token.public_key,
+        nonce=token.nonce,
+        signature=token.signature,
+        proof=token.proof,
+        former=encode_former(token.former),
     ).SerializeToString()
 
 
@@ -90,7 +107,8 @@ def decode_token(message: pb.Token) -> Token:
     if len(message.public_key) > MAX_PUBLIC_KEY_BYTES or len(message.signature) > MAX_SIGNATURE_BYTES:
         raise MalformedMessage("a token of no sound size")
     nonce = _exactly(message.nonce, NONCE_BYTES, "a nonce")
-    return Token(message.public_key, nonce, message.signature, _proof(message.proof))
+    former = decode_former(message.former)
+    return Token(message.public_key, nonce, message.signature, _proof(message.proof), former)
 
 
 def _proof(data: bytes) -> bytes:

@@ -71,6 +71,10 @@ class StateDir:
         return self.root / "key.pem"
 
     @property
+    def rotations(self) -> Path:
+        return self.root / "rotations.json"
+
+    @property
     def known_peers(self) -> Path:
         return self.root / "known_peers.json"
 

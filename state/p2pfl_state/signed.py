@@ -1,8 +1,8 @@
 """Which version this peer has signed last: it signs no other under the same number, and none below.
 
 Written before the signature is given away, so after a crash the number counts as used. The file knows its own
-inode and when it was written, and the disk knows it too: one that comes from a backup or a copy has others, and
-then nobody can say which versions were signed since. A generous number of them is left out.
+inode and when it was written, and the disk knows it too: one that comes from a backup or a copy has others,
+and then nobody can say which versions were signed since. A generous number of them is left out.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from p2pfl_state.layout import CONTRACT_VERSION, StateDir
 
 MAX_BYTES = 4096
 WRITTEN_WITHIN_S = 10.0
-"""Between the time in the file and that of its last change on disk, which no copy keeps. A guess: a full disk's
-longest sync."""
+"""Between the time in the file and that of its last change on disk, which no copy keeps. A guess: a busy
+disk's longest sync."""
 VERSIONS_A_SECOND = 10
 """More than any trainer publishes. A guess: each is a synced file."""
 VERSIONS_LEFT_OUT = 1000

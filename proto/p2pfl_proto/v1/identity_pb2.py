@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from p2pfl_proto.v1 import membership_pb2 as p2pfl__proto_dot_v1_dot_membership__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dp2pfl_proto/v1/identity.proto\x12\x08p2pfl.v1\x1a\x1fp2pfl_proto/v1/membership.proto\"H\n\x0cHelloRequest\x12)\n\x08protocol\x18\x01 \x01(\x0b\x32\x17.p2pfl.v1.ProtocolRange\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"f\n\nHelloReply\x12)\n\x08protocol\x18\x01 \x01(\x0b\x32\x17.p2pfl.v1.ProtocolRange\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0f\n\x07valid_s\x18\x03 \x01(\r\x12\r\n\x05proof\x18\x04 \x01(\x0c\"L\n\x05Token\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x01(\x0c\x32\x41\n\x08Identity\x12\x35\n\x05Hello\x12\x16.p2pfl.v1.HelloRequest\x1a\x14.p2pfl.v1.HelloReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dp2pfl_proto/v1/identity.proto\x12\x08p2pfl.v1\x1a\x1fp2pfl_proto/v1/membership.proto\"H\n\x0cHelloRequest\x12)\n\x08protocol\x18\x01 \x01(\x0b\x32\x17.p2pfl.v1.ProtocolRange\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"\x8b\x01\n\nHelloReply\x12)\n\x08protocol\x18\x01 \x01(\x0b\x32\x17.p2pfl.v1.ProtocolRange\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x0f\n\x07valid_s\x18\x03 \x01(\r\x12\r\n\x05proof\x18\x04 \x01(\x0c\x12#\n\x06\x66ormer\x18\x05 \x03(\x0b\x32\x13.p2pfl.v1.FormerKey\"2\n\tFormerKey\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"q\n\x05Token\x12\x12\n\npublic_key\x18\x01 \x01(\x0c\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\x12\r\n\x05proof\x18\x04 \x01(\x0c\x12#\n\x06\x66ormer\x18\x05 \x03(\x0b\x32\x13.p2pfl.v1.FormerKey2A\n\x08Identity\x12\x35\n\x05Hello\x12\x16.p2pfl.v1.HelloRequest\x1a\x14.p2pfl.v1.HelloReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLOREQUEST']._serialized_start=76
   _globals['_HELLOREQUEST']._serialized_end=148
-  _globals['_HELLOREPLY']._serialized_start=150
-  _globals['_HELLOREPLY']._serialized_end=252
-  _globals['_TOKEN']._serialized_start=254
-  _globals['_TOKEN']._serialized_end=330
-  _globals['_IDENTITY']._serialized_start=332
-  _globals['_IDENTITY']._serialized_end=397
+  _globals['_HELLOREPLY']._serialized_start=151
+  _globals['_HELLOREPLY']._serialized_end=290
+  _globals['_FORMERKEY']._serialized_start=292
+  _globals['_FORMERKEY']._serialized_end=342
+  _globals['_TOKEN']._serialized_start=344
+  _globals['_TOKEN']._serialized_end=457
+  _globals['_IDENTITY']._serialized_start=459
+  _globals['_IDENTITY']._serialized_end=524
 # @@protoc_insertion_point(module_scope)
