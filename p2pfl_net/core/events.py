@@ -3,7 +3,7 @@
     what happens ──► handle(event, now) ──► what to do
 
 Inputs: `Start`, `Tick`, `Received`, `Answered`, `Failed`, `Discovered`, `InterfacesChanged`,
-`ModelPublished`, `Ask`, `FetchProgressed`, `FetchFinished`, `FetchFailed`, `Stop`.
+`ModelPublished`, `TrustChanged`, `Ask`, `FetchProgressed`, `FetchFinished`, `FetchFailed`, `Stop`.
 Outputs: `Send`, `Reply`, `Refuse`, `Fetch`, `CancelFetch`, `CollectionDone`, `Joined`, `BootFailed`,
 `PeersChanged`, `Note`, `Stopped`.
 """
@@ -17,6 +17,7 @@ from typing import NewType
 
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.core.messages import Request, Response
+from p2pfl_net.core.trust import Trust
 
 RequestId = NewType("RequestId", int)
 """A request of ours that somebody will answer, or not."""
@@ -46,6 +47,8 @@ class FailureKind(IntEnum):
     """Unreachable, and its machine says so itself: nobody listens there."""
     UNPROVED = 9
     """The caller has not shown who it is, or not in a way that still counts."""
+    FORBIDDEN = 10
+    """The peer serves those whom its operator trusts, and the caller is none of them."""
 
     @property
     def is_unreachable(self) -> bool:
@@ -116,6 +119,13 @@ class ModelPublished:
 
 
 @dataclass(frozen=True, slots=True)
+class TrustChanged:
+    """From now on models may come from whom this allows, and from nobody else."""
+
+    trust: Trust
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """Collect `fan_out` models of `task` within `deadline_s`; task None: of any one task."""
 
@@ -162,6 +172,7 @@ Event = (
     | Discovered
     | InterfacesChanged
     | ModelPublished
+    | TrustChanged
     | Ask
     | FetchProgressed
     | FetchFinished
