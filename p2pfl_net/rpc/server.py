@@ -17,16 +17,19 @@ from p2pfl_proto.v1 import models_pb2
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import parse_ip
 from p2pfl_net.core.messages import Request, Response
-from p2pfl_net.errors import MalformedMessage, PortUnavailable, RemoteError
+from p2pfl_net.errors import MalformedMessage, PeerFailed, PortUnavailable, RemoteError
 from p2pfl_net.rpc.gate import Gate
 from p2pfl_net.rpc.keys import Identity
+from p2pfl_net.rpc.ledger import Ledger, Upload
 from p2pfl_net.rpc.options import SERVER_OPTIONS
 from p2pfl_net.rpc.serving import ModelSource, stream_model
 from p2pfl_net.rpc.status import code_of, one_line
+from p2pfl_net.rpc.trusting import answer_request
 from p2pfl_net.rpc.uploads import Uploads
 from p2pfl_net.wire import models
 from p2pfl_net.wire.calls import CALLS, MEMBERSHIP_SERVICE, Call, parse
 from p2pfl_net.wire.identity import IDENTITY_SERVICE
+from p2pfl_net.wire.trust import TRUST_SERVICE
 
 POOL_THREADS = 24
 MAX_UPLOADS = 16
@@ -48,6 +51,7 @@ class Server:
         identity: Identity,
         exchange: Exchange,
         source: ModelSource,
+        ledger: Ledger,
         network_key: bytes | None = None,
     ) -> None:
         """`network_key`: only those who hold it may call; None: anybody who says who it is."""
@@ -56,6 +60,7 @@ class Server:
         self._gate = Gate(identity.peer_id, network_key)
         self._exchange = exchange
         self._source = source
+        self._ledger = ledger
         self._uploads = Uploads(MAX_UPLOADS)
         self._health = health.HealthServicer()
         self._server = grpc.server(
@@ -64,13 +69,19 @@ class Server:
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         )
         self._server.add_generic_rpc_handlers(
-            (self._identity_handlers(), self._membership_handlers(), self._models_handlers())
+            (
+                self._identity_handlers(),
+                self._membership_handlers(),
+                self._models_handlers(),
+                self._trust_handlers(),
+            )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         services = (
             IDENTITY_SERVICE,
             MEMBERSHIP_SERVICE,
             MODELS_SERVICE,
+            TRUST_SERVICE,
             health.SERVICE_NAME,
             reflection.SERVICE_NAME,
         )
@@ -103,6 +114,7 @@ class Server:
         """Refuses new calls, lets running ones finish for at most `grace_s`, then ends."""
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_s).wait()
+        self._ledger.wait_told()
 
     def _say_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", MEMBERSHIP_SERVICE, MODELS_SERVICE):
@@ -134,6 +146,10 @@ class Server:
             },
         )
 
+    def _trust_handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+        handlers = {"Request": grpc.unary_unary_rpc_method_handler(self._request_trust, None, None)}
+        return grpc.method_handlers_generic_handler(TRUST_SERVICE, handlers)
+
     def _hello(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
             return self._gate.hello(data)
@@ -154,24 +170,33 @@ class Server:
 
     def _fetch_model(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
-            self._gate.caller(context.invocation_metadata())
+            upload = Upload(self._gate.caller(context.invocation_metadata()), caller_host(context))
             request = models.decode_request(parse(models_pb2.FetchModelRequest, data))
-            yield from self._uploads.run(context, stream_model(self._me, self._source, request))
+            parts = stream_model(self._me, self._source, request, upload)
+            yield from self._ledger.run(context, upload, self._uploads.run(context, parts))
         except RemoteError as error:
             _abort(context, error)
 
     def _fetch_task(self, data: bytes, context: grpc.ServicerContext) -> models_pb2.FetchTaskReply:
         try:
-            self._gate.caller(context.invocation_metadata())
+            caller = self._gate.caller(context.invocation_metadata())
             request = parse(models_pb2.FetchTaskRequest, data)
+            if request.to and request.to.hex() != self._me:
+                raise PeerFailed(FailureKind.WRONG_PEER, "another peer lives here")
+            self._ledger.admission.check(caller)
+            task = self._source.task()
         except RemoteError as error:
             _abort(context, error)
-        if request.to and request.to.hex() != self._me:
-            context.abort(code_of(FailureKind.WRONG_PEER), "another peer lives here")
-        task = self._source.task()
         if task is None:
             context.abort(code_of(FailureKind.ABSENT), "no task is published here")
         return models_pb2.FetchTaskReply(task=task)
+
+    def _request_trust(self, data: bytes, context: grpc.ServicerContext) -> bytes:
+        metadata, host = context.invocation_metadata(), caller_host(context)
+        try:
+            return answer_request(self._me, self._gate, self._ledger.admission, data, metadata, host)
+        except RemoteError as error:
+            _abort(context, error)
 
 
 def _why_not(host: str) -> str:

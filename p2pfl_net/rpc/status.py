@@ -17,6 +17,7 @@ _CODES = {
     FailureKind.LOCAL: grpc.StatusCode.INTERNAL,
     FailureKind.REFUSED: grpc.StatusCode.UNAVAILABLE,
     FailureKind.UNPROVED: grpc.StatusCode.UNAUTHENTICATED,
+    FailureKind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
 }
 
 _KINDS = {
@@ -28,6 +29,7 @@ _KINDS = {
     grpc.StatusCode.NOT_FOUND: FailureKind.ABSENT,
     grpc.StatusCode.INVALID_ARGUMENT: FailureKind.INCOMPATIBLE,
     grpc.StatusCode.UNAUTHENTICATED: FailureKind.UNPROVED,
+    grpc.StatusCode.PERMISSION_DENIED: FailureKind.FORBIDDEN,
 }
 
 REFUSED = "connection refused"

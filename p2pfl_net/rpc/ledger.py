@@ -1,0 +1,86 @@
+"""The transfers of the published model under way: to whom, how far, and how to end them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import grpc
+
+from p2pfl_net.core.ids import PeerId
+from p2pfl_net.wire.models import ModelHeader
+from p2pfl_net.wire.trust import Standing
+
+CLOSE_S = 5.0
+"""How long the last transfers may take to end when the server has: they then only leave."""
+
+
+class Admission(Protocol):
+    """Who may have what this peer has published. Thread-safe."""
+
+    def check(self, caller: PeerId) -> None:
+        """Raises `PeerFailed` (forbidden) for whoever may not."""
+        ...
+
+    def request(self, caller: PeerId, host: str, reason: str) -> Standing:
+        """Keeps for a person what a caller asks for. Raises `PeerFailed`."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Upload:
+    """One transfer of the published model to a caller."""
+
+    caller: PeerId
+    host: str
+    """IP literal that the caller came from."""
+    header: ModelHeader | None = None
+    """What was announced; None: nothing was, for the call was refused."""
+    sent_bytes: int = 0
+    """Of the model, handed to the connection."""
+    is_complete: bool = False
+    started_at: float = field(default_factory=time.monotonic)
+
+
+class Ledger:
+    """Lets transfers begin, ends them when a person says so, and tells of each that began. Thread-safe."""
+
+    def __init__(self, admission: Admission, on_served: Callable[[Upload], None]) -> None:
+        """`on_served` is called once for each transfer, at its end, and must not raise."""
+        self.admission = admission
+        self._on_served = on_served
+        self._changed = threading.Condition()
+        self._running: dict[Upload, grpc.ServicerContext] = {}
+
+    def run(self, context: grpc.ServicerContext, upload: Upload, parts: Iterator[bytes]) -> Iterator[bytes]:
+        """The parts, for whoever may have them. Raises `PeerFailed`.
+
+        In the list first, then the check: a decision that comes in between finds the transfer there.
+        """
+        with self._changed:
+            self._running[upload] = context
+        try:
+            self.admission.check(upload.caller)
+            yield from parts
+            upload.is_complete = True
+        finally:
+            if upload.header is not None:
+                self._on_served(upload)
+            with self._changed:
+                del self._running[upload]
+                self._changed.notify_all()
+
+    def end(self, is_over: Callable[[PeerId], bool]) -> None:
+        """Ends the transfers to these callers at once, also those whose readers stand still."""
+        with self._changed:
+            contexts = [context for upload, context in self._running.items() if is_over(upload.caller)]
+        for context in contexts:
+            context.cancel()  # type: ignore[no-untyped-call]
+
+    def wait_told(self) -> None:
+        """Waits until all transfers are told of; the server must have ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running, CLOSE_S)
