@@ -9,6 +9,7 @@ import grpc
 import pytest
 from p2pfl_proto.v1 import trust_pb2
 from p2pfl_state import atomic
+from p2pfl_state.markers import AggregateAnswer
 
 from p2pfl_net.rpc.connections import Connection, Credentials
 from p2pfl_net.rpc.keys import Identity
@@ -147,8 +148,13 @@ def test_a_revocation_ends_an_upload_that_stands_still_and_outlives_a_restart(ne
 
         source.kill()
         source.start("--advertise", link.address, boot=asker)
-        asker.wait_published([source.peer_id])
-        assert trainer.ask().models == ()
+
+        def round_once_it_is_known_again() -> AggregateAnswer | None:
+            answer = trainer.ask()
+            return answer if answer.candidates else None
+
+        answer = wait_for(round_once_it_is_known_again, what="a round with the restarted peer")
+        assert (answer.models, "has revoked you" in answer.failed[0].reason) == ((), True)
         decide("approve", source, asker.peer_id)
         assert [fetched.file_digest for fetched in trainer.ask().models] == [model.digest]
 
