@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
 
+from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId
+from p2pfl_net.errors import PeerFailed
 from p2pfl_net.wire.models import ModelHeader
 from p2pfl_net.wire.trust import Standing
 
@@ -64,23 +66,38 @@ class Ledger:
             self._running[upload] = context
         try:
             self.admission.check(upload.caller)
-            yield from parts
+            for part in parts:
+                if upload not in self._running:
+                    raise PeerFailed(FailureKind.UNREACHABLE, "this transfer was ended")
+                yield part
             upload.is_complete = True
         finally:
-            if upload.header is not None:
-                self._on_served(upload)
-            with self._changed:
-                del self._running[upload]
-                self._changed.notify_all()
+            self._tell([upload])
 
     def end(self, is_over: Callable[[PeerId], bool]) -> None:
-        """Ends the transfers to these callers at once, also those whose readers stand still."""
+        """Ends the transfers to these callers at once.
+
+        That is: nothing more is handed to their connections. What was handed there before still leaves, and
+        where a reader stands still, gRPC keeps the thread until it has left or the connection breaks; so the
+        end is told here.
+        """
         with self._changed:
-            contexts = [context for upload, context in self._running.items() if is_over(upload.caller)]
-        for context in contexts:
+            over = [
+                (upload, context) for upload, context in list(self._running.items()) if is_over(upload.caller)
+            ]
+        self._tell([upload for upload, _ in over])
+        for _, context in over:
             context.cancel()  # type: ignore[no-untyped-call]
 
     def wait_told(self) -> None:
         """Waits until all transfers are told of; the server must have ended."""
         with self._changed:
             self._changed.wait_for(lambda: not self._running, CLOSE_S)
+
+    def _tell(self, uploads: Iterable[Upload]) -> None:
+        """Strikes transfers off the list; who does so first tells of them."""
+        with self._changed:
+            for upload in uploads:
+                if self._running.pop(upload, None) is not None and upload.header is not None:
+                    self._on_served(upload)
+            self._changed.notify_all()
