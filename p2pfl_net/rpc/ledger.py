@@ -16,9 +16,6 @@ from p2pfl_net.errors import PeerFailed
 from p2pfl_net.wire.models import ModelHeader
 from p2pfl_net.wire.trust import Standing
 
-CLOSE_S = 5.0
-"""How long the last transfers may take to end when the server has: they then only leave."""
-
 
 class Admission(Protocol):
     """Who may have what this peer has published. Thread-safe."""
@@ -54,7 +51,7 @@ class Ledger:
         """`on_served` is called once for each transfer, at its end, and must not raise."""
         self.admission = admission
         self._on_served = on_served
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._running: dict[Upload, grpc.ServicerContext] = {}
 
     def run(self, context: grpc.ServicerContext, upload: Upload, parts: Iterator[bytes]) -> Iterator[bytes]:
@@ -62,7 +59,7 @@ class Ledger:
 
         In the list first, then the check: a decision that comes in between finds the transfer there.
         """
-        with self._changed:
+        with self._lock:
             self._running[upload] = context
         try:
             self.admission.check(upload.caller)
@@ -81,7 +78,7 @@ class Ledger:
         where a reader stands still, gRPC keeps the thread until it has left or the connection breaks; so the
         end is told here.
         """
-        with self._changed:
+        with self._lock:
             over = [
                 (upload, context) for upload, context in list(self._running.items()) if is_over(upload.caller)
             ]
@@ -89,15 +86,9 @@ class Ledger:
         for _, context in over:
             context.cancel()  # type: ignore[no-untyped-call]
 
-    def wait_told(self) -> None:
-        """Waits until all transfers are told of; the server must have ended."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._running, CLOSE_S)
-
     def _tell(self, uploads: Iterable[Upload]) -> None:
         """Strikes transfers off the list; who does so first tells of them."""
-        with self._changed:
+        with self._lock:
             for upload in uploads:
                 if self._running.pop(upload, None) is not None and upload.header is not None:
                     self._on_served(upload)
-            self._changed.notify_all()
