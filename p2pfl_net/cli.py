@@ -1,4 +1,4 @@
-"""What a person types: `p2pfl-net serve | peers | status | get | key | simulate`.
+"""What a person types: `p2pfl-net serve | peers | status | get | key | trust | unpublish | simulate`.
 
 argparse, not typer: typer's parser brings 10 MB into a daemon that idles at 50.
 """
@@ -10,11 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from p2pfl_net import trust
 from p2pfl_net.usage import Parser, positive, share
 
 EPILOG = """exit codes: 0 done; 1 a fault of this program; 2 wrong usage; 3 the state directory cannot be used
 (in use, read-only, full, another host's); 4 no boot peer answered; 5 the port is taken or not allowed;
-6 multicast DNS does not work here (--boot auto); 7 the key is damaged; 8 a model could not be fetched"""
+6 multicast DNS does not work here (--boot auto); 7 the key is damaged; 8 a model could not be fetched,
+or a peer does not take a trust request"""
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -44,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(serve)
     peers = command("peers", _peers, "Show the peer list of a running or stopped peer.")
     status = command("status", _status, "Show what a peer is doing: processes, network, model, last round.")
-    for reader in (peers, status):
+    unpublish = command("unpublish", _unpublish, "Serve nothing more, whatever the trainer publishes.")
+    publish = command("publish", _publish, "Serve again what the trainer has published.")
+    for reader in (peers, status, unpublish, publish):
         reader.add_argument("--state", type=Path, required=True, metavar="DIR", help="the peer's directory")
     peers.add_argument(
         "--tag", action="append", default=[], metavar="TAG", help="only peers with this tag; repeatable"
@@ -66,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="give up after S seconds without a byte (30)",
     )
+    trust.add_commands(command("trust", None, trust.DESCRIPTION), EPILOG)
     keygen = command("keygen", _keygen, "Make the key of a private network, to be given to its members.")
     keygen.add_argument("file", type=Path, metavar="FILE", help="the file to write, for --network-key")
     _add_key(command("key", _key, "Show, copy or replace the key of a peer."))
@@ -114,6 +119,13 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         default=1000.0,
         metavar="GB",
         help="refuse larger models (1000)",
+    )
+    add(
+        "--trust",
+        choices=("open", "approve"),
+        default="open",
+        help="whom models go to and come from: all but the revoked (open), or only whom `p2pfl-net trust "
+        "approve` names (approve)",
     )
     add("--drain", type=positive, default=5.0, metavar="S", help="let uploads finish at a stop (5)")
 
@@ -178,6 +190,7 @@ def _serve(options: argparse.Namespace) -> None:
             advertise=options.advertise,
             tags=options.tags,
             network_key=options.network_key,
+            trust=options.trust,
             max_model_bytes=int(options.max_model_gb * 1e9),
             drain_s=options.drain,
         ),
@@ -203,6 +216,18 @@ def _status(options: argparse.Namespace) -> None:
     from p2pfl_net.inspect import read_status
 
     views.show_status(read_status(options.state), as_json=options.json)
+
+
+def _unpublish(options: argparse.Namespace) -> None:
+    from p2pfl_net import publication
+
+    say(publication.withdraw(options.state))
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from p2pfl_net import publication
+
+    say(publication.restore(options.state))
 
 
 def _simulate(options: argparse.Namespace) -> None:

@@ -35,6 +35,8 @@ class ServeConfig:
     """What this peer trains for, in its operator's words."""
     network_key: bytes | None = field(default=None, repr=False)
     """Of a private network; None: it is open."""
+    approved_only: bool = False
+    """Models and tasks go only to peers that a person approved, and come only from them."""
     max_model_bytes: int = 1 << 40
     drain_s: float = 5.0
     params: Params = field(default_factory=Params)
@@ -50,6 +52,7 @@ def serve_config(
     advertise: str | None,
     tags: list[str],
     network_key: Path | None,
+    trust: str,
     max_model_bytes: int,
     drain_s: float,
 ) -> ServeConfig:
@@ -67,6 +70,7 @@ def serve_config(
         advertise=parse_advertise(advertise),
         tags=parse_tags("--tags", tags),
         network_key=None if network_key is None else networkkey.read(network_key),
+        approved_only=trust == "approve",
         max_model_bytes=max_model_bytes,
         drain_s=drain_s,
     )

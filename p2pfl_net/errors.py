@@ -6,7 +6,8 @@
     ├── PortUnavailable   5   the port is taken or may not be bound
     ├── DiscoveryFailed   6   multicast DNS does not work here (`--boot auto`)
     ├── KeyUnusable       7   the peer's key is damaged
-    └── FetchError        8   a model could not be fetched (`p2pfl-net get`)
+    ├── FetchError        8   a model could not be fetched (`p2pfl-net get`)
+    └── RequestFailed     8   a peer did not take a request (`p2pfl-net trust request`)
 
     RemoteError               what a peer sent or did: counted, dropped, never a crash
     ├── MalformedMessage      it breaks the protocol
@@ -61,6 +62,12 @@ class KeyUnusable(NetError):
 
 class FetchError(NetError):
     """A model could not be fetched."""
+
+    exit_code = 8
+
+
+class RequestFailed(NetError):
+    """A peer cannot be asked for trust, or refuses."""
 
     exit_code = 8
 

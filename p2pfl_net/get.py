@@ -15,6 +15,7 @@ from p2pfl_state.errors import DirectoryUnusable, MalformedFile
 from p2pfl_state.fields import Fields, parse_object
 from p2pfl_state.layout import StateDir
 
+from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address, PeerId
 from p2pfl_net.errors import FetchError, MalformedModel, RemoteError, UsageError
 from p2pfl_net.rpc.connections import Credentials
@@ -101,7 +102,8 @@ def get(
         part.remove()
         raise FetchError(f"{address}: {error}; what came was thrown away") from None
     except RemoteError as error:
-        raise FetchError(f"{address}: {error}; run the same command again to go on") from None
+        remedy = "" if error.kind is FailureKind.FORBIDDEN else "; run the same command again to go on"
+        raise FetchError(f"{address}: {error}{remedy}") from None
     except (OSError, DirectoryUnusable) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         reason = cause.strerror if isinstance(cause, OSError) else str(error)

@@ -12,6 +12,7 @@ from p2pfl_state.errors import DirectoryUnusable, MalformedFile
 from p2pfl_state.fields import parse_object
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import read_header
+from p2pfl_state.withdrawal import is_withdrawn
 
 from p2pfl_net.core.twins import CONFLICT_EVENT
 
@@ -54,9 +55,8 @@ def read_status(root: Path) -> dict[str, Any]:
     """What can be said of a peer from its directory. Raises `StateError`."""
     from p2pfl_state import markers  # as much time as all the rest of `peers`, which needs none
 
+    check_peer(root)
     state = StateDir(root)
-    if atomic.read_bounded(state.home, MAX_HOME_BYTES) is None:
-        raise DirectoryUnusable(f"{root} is not a peer's state directory: give the --state of one")
     runs = daemon_runs(root)
     boot = markers.read_boot_done(state) if runs else None
     listed = _listed(root)
@@ -73,9 +73,16 @@ def read_status(root: Path) -> dict[str, Any]:
         "conflict": _conflict(state) if runs else None,
         "counters": _object(network.get("counters")),
         "model": _published(state),
+        "withdrawn": is_withdrawn(state),
         "last_round": _last_round(state),
         "recent_events": _recent_events(state),
     }
+
+
+def check_peer(root: Path) -> None:
+    """Raises `StateError` for what is no peer's directory."""
+    if atomic.read_bounded(StateDir(root).home, MAX_HOME_BYTES) is None:
+        raise DirectoryUnusable(f"{root} is not a peer's state directory: give the --state of one")
 
 
 def daemon_runs(root: Path) -> bool:

@@ -7,7 +7,7 @@ source has a bounded number in the draw, and the rest come last, when nobody els
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -30,10 +30,18 @@ class Candidates:
     suspect in the moment in which they meet again."""
 
 
-def candidates(ask: Ask, me: Record, table: Table, params: Params, random: Random) -> Candidates:
-    """The candidates of a round."""
+def candidates(
+    ask: Ask,
+    me: Record,
+    table: Table,
+    params: Params,
+    random: Random,
+    is_welcome: Callable[[PeerId], bool] = lambda peer_id: True,
+) -> Candidates:
+    """The candidates of a round; `is_welcome`: whose models may come at all."""
     tags = frozenset(me.tags)
-    serving = [record for record in table.live_records() if record.published and tags.issubset(record.tags)]
+    publishing = (r for r in table.live_records() if r.published and tags.issubset(r.tags))
+    serving = [record for record in publishing if is_welcome(record.peer_id)]
     alive = [record for record in serving if record.status is Status.ALIVE]
     task = choose_task(ask.task, [record.task for record in alive or serving if record.task], random)
     fitting = [record for record in serving if record.task == task]

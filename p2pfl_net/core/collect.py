@@ -8,7 +8,6 @@ is slow, and whose fault it is, `pace` says. A round is always answered, at its 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -27,8 +26,12 @@ from p2pfl_net.core.events import (
     Output,
 )
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
+from p2pfl_net.core.offences import Offences
 from p2pfl_net.core.pace import Pace, Transfer
 from p2pfl_net.core.params import Params
+from p2pfl_net.core.trust import Trust
+
+NOT_TRUSTED = "its models are no longer taken here"
 
 
 @dataclass(slots=True)
@@ -45,7 +48,7 @@ class _Round:
     busy: list[tuple[float, PeerId]] = field(default_factory=list)
     """When to ask a busy peer again, soonest first."""
     active: dict[FetchId, Transfer] = field(default_factory=dict)
-    done: list[FetchId] = field(default_factory=list)
+    done: dict[FetchId, PeerId] = field(default_factory=dict)
     failed: dict[PeerId, str] = field(default_factory=dict)
     link_is_slow: bool = False
     """Whether somebody else was tried and was no faster."""
@@ -81,8 +84,7 @@ class Collector:
         self._random = random
         self._round: _Round | None = None
         self._last_fetch = 0
-        self.offences: Counter[PeerId] = Counter()
-        """How often a peer's model was invalid here or refused by the trainer."""
+        self.offences = Offences(params)
         self._out: list[Output] = []
 
     def wakeup(self) -> float | None:
@@ -115,9 +117,6 @@ class Collector:
         """Begins a round over `candidates` (peer to addresses); those of the `reserve` come last, and
         `suspects` where nobody else brings anything. An unfinished one is given up: only the latest
         request of the one trainer counts."""
-        for peer_id, reason in event.refused[: self._params.max_refusals_noted]:
-            self._offend(peer_id)
-            self._out.append(Note("model_refused", {"peer": peer_id, "reason": reason}))
         if self._round is not None:
             self._cancel_all(self._round)
             self._round = None
@@ -156,8 +155,9 @@ class Collector:
     def finished(self, event: FetchFinished, now: float) -> list[Output]:
         if self._active(event.fetch) is None or self._round is None:
             return []
-        self._round.ended_bytes += self._round.active.pop(event.fetch).size_bytes
-        self._round.done.append(event.fetch)
+        transfer = self._round.active.pop(event.fetch)
+        self._round.ended_bytes += transfer.size_bytes
+        self._round.done[event.fetch] = transfer.peer_id
         self._advance(now)
         return self._take_outputs()
 
@@ -166,7 +166,7 @@ class Collector:
         if transfer is None or self._round is None:
             return []
         if event.kind is FailureKind.INVALID:
-            self._offend(transfer.peer_id)
+            self._out += self.offences.offend(transfer.peer_id, event.reason, now)
         if event.kind is FailureKind.BUSY:
             self._round.busy.append((now + self._params.busy_retry_s, transfer.peer_id))
         self._drop(self._round, event.fetch, event.reason)
@@ -181,6 +181,26 @@ class Collector:
             self._advance(now)
         return self._take_outputs()
 
+    def trust_changed(self, trust: Trust, now: float) -> list[Output]:
+        """Strikes who is no longer allowed out of the round, also what it has brought already."""
+        current = self._round
+        if current is None:
+            return []
+        current.addresses = {peer: a for peer, a in current.addresses.items() if trust.allows(peer)}
+        current.untried = [peer_id for peer_id in current.untried if trust.allows(peer_id)]
+        current.suspects = [peer_id for peer_id in current.suspects if trust.allows(peer_id)]
+        current.busy = [(at, peer_id) for at, peer_id in current.busy if trust.allows(peer_id)]
+        for fetch, transfer in list(current.active.items()):
+            if not trust.allows(transfer.peer_id):
+                self._cancel(current, fetch, NOT_TRUSTED)
+        for fetch, peer_id in list(current.done.items()):
+            if not trust.allows(peer_id):
+                del current.done[fetch]
+                self._strike(current, peer_id, NOT_TRUSTED)
+                self._out.append(CancelFetch(fetch))
+        self._advance(now)
+        return self._take_outputs()
+
     def stop(self) -> list[Output]:
         """Cancels what is under way, without an answer: the next life of the daemon gives it."""
         if self._round is not None:
@@ -190,10 +210,6 @@ class Collector:
 
     def _active(self, fetch: FetchId) -> Transfer | None:
         return None if self._round is None else self._round.active.get(fetch)
-
-    def _offend(self, peer_id: PeerId) -> None:
-        if peer_id in self.offences or len(self.offences) < self._params.max_peers:
-            self.offences[peer_id] += 1
 
     def _has_room(self, current: _Round) -> bool:
         """Whether one more fetch may start: in place of one that failed or is silent, or on trial."""
@@ -254,8 +270,11 @@ class Collector:
         """Strikes a fetch that brought nothing."""
         transfer = current.active.pop(fetch)
         current.ended_bytes += transfer.received_bytes
-        current.failed[transfer.peer_id] = reason
-        self._out.append(Note("fetch_failed", {"peer": transfer.peer_id, "reason": reason}))
+        self._strike(current, transfer.peer_id, reason)
+
+    def _strike(self, current: _Round, peer_id: PeerId, reason: str) -> None:
+        current.failed[peer_id] = reason
+        self._out.append(Note("fetch_failed", {"peer": peer_id, "reason": reason}))
 
     def _advance(self, now: float) -> None:
         """Starts what should run now, and ends the round when it is over."""
@@ -295,6 +314,7 @@ class Collector:
         failed = tuple({**current.failed, **late}.items())
         self._cancel_all(current)
         self._round = None
+        self.offences.answered(current.done.values())
         self._out.append(
             CollectionDone(
                 round=current.ask.round,

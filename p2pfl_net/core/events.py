@@ -3,7 +3,7 @@
     what happens ──► handle(event, now) ──► what to do
 
 Inputs: `Start`, `Tick`, `Received`, `Answered`, `Failed`, `Discovered`, `InterfacesChanged`,
-`ModelPublished`, `Proved`, `Ask`, `FetchProgressed`, `FetchFinished`, `FetchFailed`, `Stop`.
+`ModelPublished`, `TrustChanged`, `Proved`, `Ask`, `FetchProgressed`, `FetchFinished`, `FetchFailed`, `Stop`.
 Outputs: `Send`, `Reply`, `Refuse`, `Fetch`, `CancelFetch`, `CollectionDone`, `Joined`, `BootFailed`,
 `Evicted`, `PeersChanged`, `Note`, `Stopped`.
 """
@@ -17,6 +17,7 @@ from typing import NewType
 
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.core.messages import Equivocation, Request, Response
+from p2pfl_net.core.trust import Trust
 
 RequestId = NewType("RequestId", int)
 """A request of ours that somebody will answer, or not."""
@@ -118,6 +119,13 @@ class ModelPublished:
 
 
 @dataclass(frozen=True, slots=True)
+class TrustChanged:
+    """From now on models may come from whom this allows, and from nobody else."""
+
+    trust: Trust
+
+
+@dataclass(frozen=True, slots=True)
 class Proved:
     """Two statements of a peer that contradict each other were found, and checked."""
 
@@ -171,6 +179,7 @@ Event = (
     | Discovered
     | InterfacesChanged
     | ModelPublished
+    | TrustChanged
     | Proved
     | Ask
     | FetchProgressed

@@ -22,11 +22,13 @@ from p2pfl_net.core.events import (
     InterfacesChanged,
     ModelPublished,
     Output,
+    PeersChanged,
     Proved,
     Received,
     Start,
     Stop,
     Tick,
+    TrustChanged,
 )
 from p2pfl_net.core.ids import Address, PeerId
 from p2pfl_net.core.membership import Membership
@@ -34,6 +36,7 @@ from p2pfl_net.core.messages import Record
 from p2pfl_net.core.params import Params
 from p2pfl_net.core.reachability import Reachability
 from p2pfl_net.core.times import soonest
+from p2pfl_net.core.trust import Trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,10 @@ class PeerView:
     offences: int
     rtt_s: float | None = None
     """Round-trip time of calls to it, smoothed; None: not called yet."""
+    is_aside: bool = False
+    """Whether no round asks it now, for its models were wrong."""
+    trust: str | None = None
+    """What a person decided on it: `approved`, `revoked`, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +92,8 @@ class Node:
         self._reachability = reachability
         self.membership = Membership(me, reachability, incarnation, params, random, tags, seal)
         self._collector = Collector(params, random)
+        self._trust = Trust()
+        self._now = 0.0
         self._stopping = False
         self._due: float | None = None
 
@@ -92,6 +101,7 @@ class Node:
         """Takes one event in at the time `now` (seconds on any clock) and says what to do."""
         if self._due is not None and now - self._due > self._params.pause_s:
             self.membership.stood_still(now - self._due)
+        self._now = now
         outputs = self._handle(event, now)
         self._due = soonest(self.membership.wakeup(), self._collector.wakeup())
         return outputs
@@ -116,6 +126,10 @@ class Node:
                 return self.membership.model_published(event, now)
             case Proved():
                 return self.membership.proved(event, now)
+            case TrustChanged():
+                self._trust = event.trust
+                shown: list[Output] = [PeersChanged()] if len(self.membership.table.live) else []
+                return shown + self._collector.trust_changed(event.trust, now)
             case Ask():
                 return [] if self._stopping else self._ask(event, now)
             case FetchProgressed():
@@ -139,11 +153,18 @@ class Node:
         membership = self.membership
         views = []
         for record in sorted(membership.table.live_records(), key=lambda record: record.peer_id):
-            contact = membership.table.contact(record.peer_id)
-            offences = self._collector.offences[record.peer_id]
-            addresses = membership.table.addresses(record.peer_id)
+            contact, offences = membership.table.contact(record.peer_id), self._collector.offences
             views.append(
-                PeerView(record, addresses, contact.last_seen, contact.model_version, offences, contact.rtt_s)
+                PeerView(
+                    record,
+                    membership.table.addresses(record.peer_id),
+                    contact.last_seen,
+                    contact.model_version,
+                    offences.counts[record.peer_id],
+                    contact.rtt_s,
+                    offences.is_aside(record.peer_id, self._now),
+                    self._trust.said_of(record.peer_id),
+                )
             )
         return PeerList(
             membership.me,
@@ -154,9 +175,14 @@ class Node:
         )
 
     def _ask(self, event: Ask, now: float) -> list[Output]:
-        table = self.membership.table
-        chosen = candidates(event, self.membership.me, table, self._params, self._random)
-        return self._collector.ask(
+        table, offences = self.membership.table, self._collector.offences
+        outputs: list[Output] = [*offences.judge(event, now)]
+
+        def is_welcome(peer_id: PeerId) -> bool:
+            return self._trust.allows(peer_id) and not offences.is_aside(peer_id, now)
+
+        chosen = candidates(event, self.membership.me, table, self._params, self._random, is_welcome)
+        return outputs + self._collector.ask(
             event,
             chosen.task,
             chosen.addresses,

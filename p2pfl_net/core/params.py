@@ -153,6 +153,13 @@ class Params:
     busy_retry_s: float = 0.15
     """Pause before a peer that was too busy to serve is asked again when no other is left."""
     max_refusals_noted: int = 1000
+    offences_in_a_row: int = 3
+    """Wrong models of a peer, with no good one between, for which it is put aside. A guess: one may be an
+    accident, such as a program of another version that is replaced at once."""
+    aside_s: float = 600.0
+    """How long at first, doubled each further time in the row. A guess: hundreds of rounds."""
+    aside_max_s: float = 86_400.0
+    """A guess: who mends its program is heard again a day later at the latest."""
 
     @property
     def probe_s(self) -> float:

@@ -18,18 +18,21 @@ from p2pfl_state.manifest import Manifest
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId, parse_ip
 from p2pfl_net.core.messages import Request, Response
-from p2pfl_net.errors import MalformedMessage, PortUnavailable, RemoteError
+from p2pfl_net.errors import MalformedMessage, PeerFailed, PortUnavailable, RemoteError
 from p2pfl_net.rpc.gate import Gate
 from p2pfl_net.rpc.keys import Identity
+from p2pfl_net.rpc.ledger import Ledger, Upload
 from p2pfl_net.rpc.options import SERVER_OPTIONS
 from p2pfl_net.rpc.serving import ModelSource, stream_model
 from p2pfl_net.rpc.status import code_of, one_line
+from p2pfl_net.rpc.trusting import answer_request
 from p2pfl_net.rpc.uploads import Uploads
 from p2pfl_net.wire import models
 from p2pfl_net.wire.calls import CALLS, MEMBERSHIP_SERVICE, Call
 from p2pfl_net.wire.fields import parse
 from p2pfl_net.wire.identity import IDENTITY_SERVICE
 from p2pfl_net.wire.records import Opener
+from p2pfl_net.wire.trust import TRUST_SERVICE
 from p2pfl_net.wire.versions import VERSIONS_SERVICE, Statement, decode_question, encode_answer
 
 POOL_THREADS = 24
@@ -57,6 +60,7 @@ class Server:
         source: ModelSource,
         opener: Opener,
         seen: SeenVersions,
+        ledger: Ledger,
         network_key: bytes | None = None,
     ) -> None:
         """`network_key`: only those who hold it may call; None: anybody who says who it is."""
@@ -67,6 +71,7 @@ class Server:
         self._opener = opener
         self._seen = seen
         self._source = source
+        self._ledger = ledger
         self._uploads = Uploads(MAX_UPLOADS)
         self._health = health.HealthServicer()
         self._server = grpc.server(
@@ -80,6 +85,7 @@ class Server:
                 self._membership_handlers(),
                 self._models_handlers(),
                 self._versions_handlers(),
+                self._trust_handlers(),
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -88,6 +94,7 @@ class Server:
             MEMBERSHIP_SERVICE,
             MODELS_SERVICE,
             VERSIONS_SERVICE,
+            TRUST_SERVICE,
             health.SERVICE_NAME,
             reflection.SERVICE_NAME,
         )
@@ -120,6 +127,7 @@ class Server:
         """Refuses new calls, lets running ones finish for at most `grace_s`, then ends."""
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_s).wait()
+        self._ledger.end(lambda caller: True)  # what this cut off, before anything else is closed
 
     def _say_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", MEMBERSHIP_SERVICE, MODELS_SERVICE):
@@ -155,6 +163,10 @@ class Server:
         handlers = {"FetchVersion": grpc.unary_unary_rpc_method_handler(self._fetch_version, None, None)}
         return grpc.method_handlers_generic_handler(VERSIONS_SERVICE, handlers)
 
+    def _trust_handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+        handlers = {"Request": grpc.unary_unary_rpc_method_handler(self._request_trust, None, None)}
+        return grpc.method_handlers_generic_handler(TRUST_SERVICE, handlers)
+
     def _hello(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
             return self._gate.hello(data)
@@ -175,21 +187,23 @@ class Server:
 
     def _fetch_model(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
-            self._gate.caller(context.invocation_metadata())
+            upload = Upload(self._gate.caller(context.invocation_metadata()), caller_host(context))
             request = models.decode_request(parse(models_pb2.FetchModelRequest, data))
-            yield from self._uploads.run(context, stream_model(self._me, self._source, request))
+            parts = stream_model(self._me, self._source, request, upload)
+            yield from self._ledger.run(context, upload, self._uploads.run(context, parts))
         except RemoteError as error:
             _abort(context, error)
 
     def _fetch_task(self, data: bytes, context: grpc.ServicerContext) -> models_pb2.FetchTaskReply:
         try:
-            self._gate.caller(context.invocation_metadata())
+            caller = self._gate.caller(context.invocation_metadata())
             request = parse(models_pb2.FetchTaskRequest, data)
+            if request.to and request.to.hex() != self._me:
+                raise PeerFailed(FailureKind.WRONG_PEER, "another peer lives here")
+            self._ledger.admission.check(caller)
+            task = self._source.task()
         except RemoteError as error:
             _abort(context, error)
-        if request.to and request.to.hex() != self._me:
-            context.abort(code_of(FailureKind.WRONG_PEER), "another peer lives here")
-        task = self._source.task()
         if task is None:
             context.abort(code_of(FailureKind.ABSENT), "no task is published here")
         return models_pb2.FetchTaskReply(task=task)
@@ -203,6 +217,13 @@ class Server:
         if seen is None:
             context.abort(code_of(FailureKind.ABSENT), "this version was not seen here")
         return encode_answer(*seen)
+
+    def _request_trust(self, data: bytes, context: grpc.ServicerContext) -> bytes:
+        metadata, host = context.invocation_metadata(), caller_host(context)
+        try:
+            return answer_request(self._me, self._gate, self._ledger.admission, data, metadata, host)
+        except RemoteError as error:
+            _abort(context, error)
 
 
 def _why_not(host: str) -> str:

@@ -13,6 +13,7 @@ from p2pfl_state.manifest import Manifest
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import PeerFailed
+from p2pfl_net.rpc.ledger import Upload
 from p2pfl_net.wire import models
 from p2pfl_net.wire.versions import Statement
 
@@ -37,12 +38,15 @@ class ModelSource(Protocol):
         ...
 
     def task(self) -> bytes | None:
-        """The content of the published `task.json`."""
+        """The content of the published `task.json`. Raises `PeerFailed` when it is withdrawn."""
         ...
 
 
-def stream_model(me: PeerId, source: ModelSource, request: models.ModelRequest) -> Iterator[bytes]:
-    """The parts of one transfer in wire form. Raises `PeerFailed` when there is nothing to send."""
+def stream_model(
+    me: PeerId, source: ModelSource, request: models.ModelRequest, upload: Upload
+) -> Iterator[bytes]:
+    """The parts of one transfer in wire form, counted in `upload`. Raises `PeerFailed` when there is nothing
+    to send."""
     if request.to is not None and request.to != me:
         raise PeerFailed(FailureKind.WRONG_PEER, "another peer lives here")
     with source.open_model() as served:
@@ -62,16 +66,18 @@ def stream_model(me: PeerId, source: ModelSource, request: models.ModelRequest) 
             not_modified,
             served.statement,
         )
+        upload.header = header
         yield models.encode_header(header)
         if not not_modified:
-            yield from _chunks(served, offset)
+            yield from _chunks(served, offset, upload)
 
 
-def _chunks(served: ServedFile, offset: int) -> Iterator[bytes]:
+def _chunks(served: ServedFile, offset: int, upload: Upload) -> Iterator[bytes]:
     """The bytes from `offset` on, each chunk in the wire form of its message."""
     for size in models.chunk_sizes(offset, served.size_bytes):
         chunk = os.pread(served.handle, size, offset)
         if len(chunk) < size:
             raise PeerFailed(FailureKind.LOCAL, "the published file became shorter")
+        upload.sent_bytes += size
         yield models.chunk_prefix(size) + chunk
         offset += size

@@ -341,6 +341,7 @@ class Driver:
             {
                 "round": done.round,
                 "models": [model.peer_id for model in answer.models],
+                "versions": [model.manifest.version for model in answer.models],
                 "failed": len(answer.failed),
                 "candidates": done.candidates,
                 "peers": done.peers,

@@ -16,6 +16,7 @@ from p2pfl_state.errors import StateError
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Manifest, parse_header
 from p2pfl_state.taskfile import MAX_TASK_BYTES, TaskFile
+from p2pfl_state.withdrawal import is_withdrawn
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.errors import PeerFailed
@@ -54,8 +55,15 @@ class PublishedModel:
         self._checked: tuple[FileStamp, Manifest, Statement] | None = None
         self._hash: tuple[FileStamp, Future[str]] | None = None
 
+    @property
+    def is_withdrawn(self) -> bool:
+        """Whether nothing may be served, whatever the trainer publishes."""
+        return is_withdrawn(self._state)
+
     def stamp(self) -> FileStamp | None:
-        """Changes with every publication; None: nothing is published."""
+        """Changes with every publication; None: nothing is published, or it is withdrawn."""
+        if self.is_withdrawn:
+            return None
         try:
             return stamp_of(self._state.model.stat())
         except OSError:
@@ -88,6 +96,7 @@ class PublishedModel:
     @contextmanager
     def open_model(self) -> Iterator[ServedFile | None]:
         """The published model, open for as long as it is served. A damaged one is not served."""
+        self._refuse_withdrawn()
         handle = None
         try:
             handle = self._open()
@@ -103,6 +112,7 @@ class PublishedModel:
                 os.close(handle)
 
     def task(self) -> bytes | None:
+        self._refuse_withdrawn()
         try:
             data = atomic.read_bounded(self._state.task, MAX_TASK_BYTES)
             if data is not None:
@@ -111,7 +121,13 @@ class PublishedModel:
             return None
         return data
 
+    def _refuse_withdrawn(self) -> None:
+        if self.is_withdrawn:
+            raise PeerFailed(FailureKind.ABSENT, "the model published here is withdrawn")
+
     def _open(self) -> int | None:
+        if self.is_withdrawn:
+            return None
         try:
             return os.open(self._state.model, os.O_RDONLY)
         except FileNotFoundError:

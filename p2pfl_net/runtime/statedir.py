@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -57,6 +57,8 @@ def peers_value(peers: PeerList, model_version: int, wall_time: Callable[[float]
                 "rtt_ms": None if view.rtt_s is None else round(view.rtt_s * 1e3, 3),
                 "version": view.model_version,
                 "offences": view.offences,
+                "aside": view.is_aside,
+                "trust": view.trust,
             }
             for view in peers.peers
         ],
@@ -95,7 +97,7 @@ def remembered_addresses(state: StateDir) -> tuple[Address, ...]:
 
 
 class TrainerWatch:
-    """Tells of every new publication and every open request of a living trainer.
+    """Tells of every new publication, of its withdrawal, and every open request of a living trainer.
 
     Runs in a thread of its own. Each change is told once; what lay there before is told at the start.
     """
@@ -107,12 +109,15 @@ class TrainerWatch:
         on_model: Callable[[Manifest | None], None],
         on_request: Callable[[markers.AggregateRequest], None],
         on_damage: Callable[[str], None],
+        others: Sequence[Callable[[], None]] = (),
     ) -> None:
+        """`others`: further looks at the directory, which return at once where nothing has changed."""
         self._state = state
         self._published = published
         self._on_model = on_model
         self._on_request = on_request
         self._on_damage = on_damage
+        self._others = others
         self._model_seen: FileStamp | None = None
         self._request_seen: FileStamp | None = None
         self._stop = threading.Event()
@@ -133,6 +138,8 @@ class TrainerWatch:
         while not self._stop.is_set():
             lonely = False
             try:
+                for look in self._others:
+                    look()
                 is_new = self._look_at_model()
                 self._look_at_request()
                 if is_new:

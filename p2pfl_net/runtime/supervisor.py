@@ -13,7 +13,6 @@ from functools import partial
 from types import FrameType
 
 from p2pfl_state import atomic, home, lock, markers
-from p2pfl_state.errors import StateError
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Manifest
 
@@ -29,6 +28,7 @@ from p2pfl_net.rpc.client import MembershipClient, resolve
 from p2pfl_net.rpc.connections import Credentials
 from p2pfl_net.rpc.fetching import ModelClient
 from p2pfl_net.rpc.keys import Identity, check_signature
+from p2pfl_net.rpc.ledger import Ledger
 from p2pfl_net.rpc.server import Server
 from p2pfl_net.runtime import identity, rotations
 from p2pfl_net.runtime.booting import Booting
@@ -36,9 +36,11 @@ from p2pfl_net.runtime.driver import Driver
 from p2pfl_net.runtime.evicted import EvictedFile
 from p2pfl_net.runtime.interfaces import InterfaceWatch, listening_hosts
 from p2pfl_net.runtime.known_peers import KnownPeers
+from p2pfl_net.runtime.outgoing import Outgoing
 from p2pfl_net.runtime.published import PublishedModel
 from p2pfl_net.runtime.rounds import RoundFiles
 from p2pfl_net.runtime.statedir import EventLog, TrainerWatch, peers_value, remembered_addresses
+from p2pfl_net.runtime.trust import TrustKeeper
 from p2pfl_net.runtime.versions import Signer, VersionLog
 from p2pfl_net.wire import records
 from p2pfl_net.wire.records import Opener
@@ -70,6 +72,12 @@ class Daemon:
             own = rotations.with_former(own, self._state.rotations)
             known_peers = KnownPeers(self._state.known_peers, self._config.boot, self.note)
             self._evicted = EvictedFile(self._state)
+            self._trust = TrustKeeper(
+                self._state,
+                own.peer_id,
+                approved_only=self._config.approved_only,
+                evicted=frozenset(proof.peer_id for proof in self._evicted.proofs),
+            )
             self._versions = VersionLog(self._state)
             signer = Signer(self._state, own, self._versions)
             self._published = PublishedModel(self._state, signer)
@@ -91,12 +99,14 @@ class Daemon:
         models = ModelClient(credentials)
         opener = Opener(check_signature)
         calls = MembershipClient(credentials, known_peers, opener)
+        ledger = Ledger(self._trust, lambda upload: outgoing.served(upload))
         server = Server(
             own,
             lambda message, host: driver.exchange(message, host),
             self._published,
             opener,
             self._versions.get,
+            ledger,
             config.network_key,
         )
         port = server.bind(config.host, config.port)
@@ -109,6 +119,8 @@ class Daemon:
         node.membership.evictions.restore(self._evicted.proofs)
         rounds = RoundFiles(self._state, models, config.max_model_bytes, self._versions)
         driver = Driver(node, calls, rounds, self)
+        outgoing = Outgoing(driver, ledger, self.note)
+        self._trust.open(outgoing)
         self._booting = Booting(config, remembered_addresses(self._state), driver, self.note)
         self._booting.open(me, hosts, port, advertise)
         self._server = server
@@ -116,9 +128,10 @@ class Daemon:
         self._watch = TrainerWatch(
             self._state,
             self._published,
-            on_model=lambda manifest: self._model_changed(driver, manifest),
+            on_model=lambda manifest: self._model_changed(driver, outgoing, manifest),
             on_request=driver.post_request,
-            on_damage=lambda reason: self._damage_found(driver, reason),
+            on_damage=lambda reason: outgoing.tell("error", {"reason": reason}),
+            others=(self._trust.look,),
         )
         with stopping_on_signals(lambda: driver.post(Stop())):
             try:
@@ -158,14 +171,9 @@ class Daemon:
         driver.post(InterfacesChanged(hosts))
         self._booting.move(hosts)
 
-    def _damage_found(self, driver: Driver, reason: str) -> None:
-        """From the watch's thread, which must not end by a full disk: the driver's ends the daemon."""
-        try:
-            self.note("error", {"reason": reason})
-        except StateError as error:
-            driver.post_failure(error)
-
-    def _model_changed(self, driver: Driver, manifest: Manifest | None) -> None:
+    def _model_changed(self, driver: Driver, outgoing: Outgoing, manifest: Manifest | None) -> None:
+        if self._published.is_withdrawn:
+            outgoing.withdrawn()
         task = None if manifest is None else TaskDigest(manifest.task)
         self._model_version = 0 if manifest is None else manifest.version
         driver.post(ModelPublished(task, self._model_version))
@@ -200,6 +208,7 @@ class Daemon:
 
     def evict(self, proof: Equivocation) -> None:
         self._evicted.add(proof)
+        self._trust.evict(proof.peer_id)
 
     def note(self, event: str, fields: dict[str, object]) -> None:
         self._log.append(event, fields)

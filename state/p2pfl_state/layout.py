@@ -114,6 +114,23 @@ class StateDir:
     def fetched_task(self, round_number: int) -> Path:
         return self.round_dir(round_number) / "task.json"
 
+    @property
+    def trust_requests(self) -> Path:
+        return self.root / "trust_requests.json"
+
+    # written by the commands with which a person decides
+    @property
+    def trust(self) -> Path:
+        return self.root / "trust.json"
+
+    @property
+    def trust_lock(self) -> Path:
+        return self.root / "trust.lock"
+
+    @property
+    def withdrawn(self) -> Path:
+        return self.root / ".WITHDRAWN"
+
     # written by the launcher that started the pair
     @property
     def daemon_log(self) -> Path:

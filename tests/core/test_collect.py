@@ -297,7 +297,7 @@ def test_a_busy_peer_is_asked_again_when_nobody_else_is_left() -> None:
         assert len(rounds.fetches) == attempt + 2
     rounds.finish(3, 1.0)
     assert rounds.done[0].failed == ()
-    assert rounds.collector.offences.total() == 0
+    assert rounds.collector.offences.counts.total() == 0
 
 
 def test_a_busy_peer_waits_behind_those_not_yet_tried() -> None:
@@ -318,7 +318,9 @@ def test_a_new_request_gives_the_old_one_up_without_an_answer() -> None:
     assert rounds.done == []
     rounds.finish(2, 1.3)
     assert [(done.round, done.fetched) for done in rounds.done] == [(2, (rounds.fetches[2].fetch,))]
-    assert rounds.collector.offences.total() == 0, "what became of a cancelled fetch counts for nothing"
+    assert rounds.collector.offences.counts.total() == 0, (
+        "what became of a cancelled fetch counts for nothing"
+    )
 
 
 def test_a_stop_cancels_everything_and_answers_nothing() -> None:
@@ -336,8 +338,8 @@ def test_offences_are_counted_by_peer() -> None:
     rounds.fail(0, FailureKind.INVALID)
     rounds.fail(1, FailureKind.UNREACHABLE)
     ask = Ask(2, 1, 5.0, TASK, refused=((culprit, "has NaN"),))
-    rounds.take(rounds.collector.ask(ask, TASK, {}, 3, 1.0))
-    assert rounds.collector.offences == {culprit: 2}
+    rounds.take([*rounds.collector.offences.judge(ask, 1.0)])
+    assert rounds.collector.offences.counts == {culprit: 2}
     assert Note("model_refused", {"peer": culprit, "reason": "has NaN"}) in rounds.notes
 
 

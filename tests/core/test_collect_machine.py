@@ -25,6 +25,7 @@ from p2pfl_net.core.events import (
 )
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.core.params import Params
+from p2pfl_net.core.trust import Trust
 
 TASK = TaskDigest("7" * 64)
 PARAMS = Params(stall_s=2.0, busy_retry_s=0.25)
@@ -57,6 +58,8 @@ class Round:
     busy: dict[PeerId, float] = field(default_factory=dict)
     done: list[FetchId] = field(default_factory=list)
     given_up: int = 0
+    struck: int = 0
+    """Peers that were tried and are no longer allowed."""
 
     @property
     def missing(self) -> int:
@@ -140,6 +143,26 @@ class CollectorMachine(RuleBasedStateMachine):
         if kind is FailureKind.BUSY:
             self.round.busy[peer] = self.now + PARAMS.busy_retry_s
         self.take(self.collector.failed(FetchFailed(fetch, kind, "broken"), self.now))
+
+    @precondition(lambda self: self.round is not None and self.round.candidates)
+    @rule(data=st.data())
+    def one_is_revoked(self, data: st.DataObject) -> None:
+        current = self.round
+        assert current is not None
+        peer = data.draw(st.sampled_from(sorted(current.candidates)))
+        running = [fetch for fetch, known in self.open.items() if known.peer == peer]
+        came = [fetch for fetch in current.done if self.peer_of[fetch] == peer]
+        current.done = [fetch for fetch in current.done if fetch not in came]
+        current.candidates.discard(peer)
+        current.busy.pop(peer, None)
+        current.struck += peer in current.tried
+        current.tried.discard(peer)
+        for fetch in running:
+            self.end(fetch)
+        outputs = self.collector.trust_changed(Trust(revoked=frozenset([peer])), self.now)
+        dropped = [CancelFetch(fetch) for fetch in running + came]
+        assert all(output in outputs for output in dropped), "neither on its way nor answered"
+        self.take([output for output in outputs if output not in dropped])
 
     @precondition(lambda self: self.ended)
     @rule(data=st.data(), which=st.integers(0, 2))
@@ -232,7 +255,8 @@ class CollectorMachine(RuleBasedStateMachine):
         assert len(set(failed)) == len(failed)
         assert not {self.peer_of[fetch] for fetch in done.fetched} & set(failed)
         if not complete:
-            assert len(failed) + len(done.fetched) == len(current.tried), "everybody tried is accounted for"
+            tried = len(current.tried) + current.struck
+            assert len(failed) + len(done.fetched) == tried, "everybody tried is accounted for"
         self.round = None
 
     @invariant()

@@ -49,6 +49,11 @@ def test_the_protocol_can_be_explored(network: Network) -> None:
     with tls_channel(peer.port) as (channel, _):
         database = ProtoReflectionDescriptorDatabase(channel)
         services = set(database.get_services())
-        assert {"p2pfl.v1.Membership", "p2pfl.v1.Models", "grpc.health.v1.Health"} <= services
+        assert {
+            "p2pfl.v1.Membership",
+            "p2pfl.v1.Models",
+            "p2pfl.v1.Trust",
+            "grpc.health.v1.Health",
+        } <= services
         described = database.FindFileContainingSymbol("p2pfl.v1.Models")
         assert [method.name for method in described.service[0].method] == ["FetchModel", "FetchTask"]
