@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from p2pfl_net import limitoptions
 from p2pfl_net.usage import Parser, positive, share
 
 EPILOG = """exit codes: 0 done; 1 a fault of this program; 2 wrong usage; 3 the state directory cannot be used
@@ -115,6 +116,7 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         help="refuse larger models (1000)",
     )
     add("--drain", type=positive, default=5.0, metavar="S", help="let uploads finish at a stop (5)")
+    limitoptions.add_options(serve)
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -157,6 +159,7 @@ def _serve(options: argparse.Namespace) -> None:
             network_key=options.network_key,
             max_model_bytes=int(options.max_model_gb * 1e9),
             drain_s=options.drain,
+            limits=limitoptions.limits_of(options),
         ),
         say,
     ).serve()

@@ -38,8 +38,11 @@ class ModelSource(Protocol):
         ...
 
 
-def stream_model(me: PeerId, source: ModelSource, request: models.ModelRequest) -> Iterator[bytes]:
-    """The parts of one transfer in wire form. Raises `PeerFailed` when there is nothing to send."""
+def stream_model(
+    me: PeerId, source: ModelSource, request: models.ModelRequest, chunk_bytes: int = models.CHUNK_BYTES
+) -> Iterator[bytes]:
+    """The parts of one transfer in wire form, chunks of up to `chunk_bytes`. Raises `PeerFailed` when there
+    is nothing to send."""
     if request.to is not None and request.to != me:
         raise PeerFailed(FailureKind.WRONG_PEER, "another peer lives here")
     with source.open_model() as served:
@@ -55,12 +58,12 @@ def stream_model(me: PeerId, source: ModelSource, request: models.ModelRequest) 
         )
         yield models.encode_header(header)
         if not not_modified:
-            yield from _chunks(served, offset)
+            yield from _chunks(served, offset, chunk_bytes)
 
 
-def _chunks(served: ServedFile, offset: int) -> Iterator[bytes]:
+def _chunks(served: ServedFile, offset: int, chunk_bytes: int) -> Iterator[bytes]:
     """The bytes from `offset` on, each chunk in the wire form of its message."""
-    for size in models.chunk_sizes(offset, served.size_bytes):
+    for size in models.chunk_sizes(offset, served.size_bytes, chunk_bytes):
         chunk = os.pread(served.handle, size, offset)
         if len(chunk) < size:
             raise PeerFailed(FailureKind.LOCAL, "the published file became shorter")

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
 from p2pfl_state import atomic, home, lock, markers
@@ -29,6 +30,7 @@ from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.rpc.server import Server
 from p2pfl_net.runtime import identity
 from p2pfl_net.runtime.booting import Booting
+from p2pfl_net.runtime.descriptors import connections_with_room
 from p2pfl_net.runtime.driver import Driver
 from p2pfl_net.runtime.interfaces import InterfaceWatch, listening_hosts
 from p2pfl_net.runtime.known_peers import KnownPeers
@@ -81,6 +83,8 @@ class Daemon:
             lambda message, host: driver.exchange(message, host),
             self._published,
             config.network_key,
+            replace(config.limits, max_connections=connections_with_room(config.limits.max_connections)),
+            lambda fields: self._note_elsewhere(driver, "limited", fields),
         )
         port = server.bind(config.host, config.port)
         advertise = None if config.advertise is None else _resolved(config.advertise)
@@ -100,7 +104,7 @@ class Daemon:
             self._published,
             on_model=lambda manifest: self._model_changed(driver, manifest),
             on_request=driver.post_request,
-            on_damage=lambda reason: self._damage_found(driver, reason),
+            on_damage=lambda reason: self._note_elsewhere(driver, "error", {"reason": reason}),
         )
         with stopping_on_signals(lambda: driver.post(Stop())):
             try:
@@ -140,10 +144,10 @@ class Daemon:
         driver.post(InterfacesChanged(hosts))
         self._booting.move(hosts)
 
-    def _damage_found(self, driver: Driver, reason: str) -> None:
-        """From the watch's thread, which must not end by a full disk: the driver's ends the daemon."""
+    def _note_elsewhere(self, driver: Driver, event: str, fields: dict[str, object]) -> None:
+        """From a thread that must not end by a full disk: the driver's ends the daemon."""
         try:
-            self.note("error", {"reason": reason})
+            self.note(event, fields)
         except StateError as error:
             driver.post_failure(error)
 

@@ -24,7 +24,10 @@ class Call:
 
     name: str
     encode_request: Callable[[Any], bytes]
-    decode_request: Callable[[bytes], Request]
+    parse_request: Callable[[bytes], Message]
+    """What is left of it is checked by `decode_request`, which costs as much as it has records."""
+    count_records: Callable[[Any], int]
+    decode_request: Callable[[Any], Request]
     response: type[Response]
     encode_response: Callable[[Any], bytes]
     decode_response: Callable[[bytes], Response]
@@ -42,6 +45,17 @@ def parse(kind: type[M], data: bytes) -> M:
         raise MalformedMessage("not a message of this protocol") from None
 
 
+def _count_records(message: Message) -> int:
+    """How many records of peers a parsed request brings."""
+    match message:
+        case pb.JoinRequest():
+            return len(message.records)
+        case pb.PingRequest():
+            return len(message.updates)
+        case _:
+            return 0
+
+
 def _call(
     name: str,
     request: tuple[type[Message], Callable[[Any], Message], Callable[[Any], Request]],
@@ -54,7 +68,9 @@ def _call(
     return Call(
         name,
         lambda message: encode_request(message).SerializeToString(),
-        lambda data: decode_request(parse(request_type, data)),
+        lambda data: parse(request_type, data),
+        _count_records,
+        decode_request,
         answer,
         lambda message: encode_response(message).SerializeToString(),
         lambda data: decode_response(parse(response_type, data)),
