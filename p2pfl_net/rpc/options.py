@@ -13,6 +13,9 @@ MAX_METADATA_BYTES = 8 << 10
 HANDSHAKE_S = 10
 """How long a caller may take for the handshake of TLS and the first words of HTTP/2, which loopback does in
 milliseconds and a link over the ocean in one second."""
+IDLE_S = 600
+"""A connection without a call for so long is closed. A guess: whoever calls more rarely has so many others to
+call that it keeps none (`Connections`)."""
 MAX_STREAMS_OF_CONNECTION = 64
 """Calls at once over one connection: four times what a peer's pool of calls makes."""
 
@@ -25,7 +28,7 @@ SERVER_OPTIONS: tuple[Option, ...] = (
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),  # else some calls beyond the bound get through
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_S * 1000),
-    ("grpc.max_connection_idle_ms", 600_000),  # a connection without a call for so long is nobody's
+    ("grpc.max_connection_idle_ms", IDLE_S * 1000),
     ("grpc.max_concurrent_streams", MAX_STREAMS_OF_CONNECTION),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
