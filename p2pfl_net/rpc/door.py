@@ -1,145 +1,41 @@
-"""What every call passes first, whoever makes it: the limits of its address, and a bounded time at the door.
-
-A call that has begun holds a thread until its message is there, and a place until its answer has been taken.
-gRPC for Python waits for both without end, so a caller who says no more, or takes no answer, would keep them.
-"""
+"""What every call passes first, whoever makes it: the limits of its address, and a bounded time."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import parse_ip, source_of
-from p2pfl_net.errors import PeerFailed
+from p2pfl_net.errors import PeerFailed, RemoteError
 from p2pfl_net.rpc.limits import Limit, Limiter
-from p2pfl_net.rpc.status import code_of
+from p2pfl_net.rpc.opencalls import CALL_S, LOOK_S, OpenCalls
+from p2pfl_net.rpc.status import code_of, one_line
 
-MAX_OPEN_CALLS = 192
-MAX_OPEN_OF_ADDRESS = 96
-"""Of all addresses, and of one: beyond, the oldest ends. Those of honest peers are over in milliseconds, so
-it is one that stands still. Guesses: more than a hundred daemons that start at once have open at one of
-them."""
 MAX_REFUSED, MAX_REFUSED_OF_ADDRESS, REFUSED_S = 64, 32, 2.0
 """The same for those that were refused, and whose refusal nobody has taken yet."""
-CALL_S = 10.0
-"""How long a call may be open. A guess: longer than callers wait for an answer (`Params`)."""
-LOOK_S = 1.0
 
 Method = Any
 """A `grpc.RpcMethodHandler`: which of its four fields is there, its two flags say."""
-
-
-@dataclass(slots=True)
-class _Open:
-    source: str
-    until: float
-    is_admitted: bool = False
-    """A stream that has begun to answer: it has its own bounds, and its own time."""
-
-
-class OpenCalls:
-    """The calls that have begun and not ended. Thread-safe."""
-
-    def __init__(
-        self,
-        max_open: int = MAX_OPEN_CALLS,
-        max_of_source: int = MAX_OPEN_OF_ADDRESS,
-        call_s: float = CALL_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._max_open = max_open
-        self._max_of_source = max_of_source
-        self._call_s = call_s
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._open: dict[grpc.ServicerContext, _Open] = {}
-        """The oldest first."""
-        self._waiting: Counter[str] = Counter()
-        """How many of them are not admitted, by source."""
-
-    def enter(self, context: grpc.ServicerContext, source: str) -> None:
-        """A call has begun. Where there are too many, the oldest ends."""
-        with self._lock:
-            oldest = None
-            if self._waiting[source] >= self._max_of_source:
-                oldest = self._oldest(source)
-            elif self._waiting.total() >= self._max_open:
-                oldest = self._oldest(None)
-            if oldest is not None:
-                self._forget(oldest)
-            self._open[context] = _Open(source, self._clock() + self._call_s)
-            self._waiting[source] += 1
-        if oldest is not None:
-            oldest.cancel()  # type: ignore[no-untyped-call]
-        if not context.add_callback(partial(self.leave, context)):
-            self.leave(context)
-
-    def admit(self, context: grpc.ServicerContext, seconds: float) -> None:
-        """A stream has begun, which may last longer than a call."""
-        with self._lock:
-            held = self._open.get(context)
-            if held is not None:
-                self._count_out(held)
-                held.is_admitted, held.until = True, self._clock() + seconds
-
-    def settle(self, context: grpc.ServicerContext) -> None:
-        """A stream has said all: what is left of it is a call like any other."""
-        with self._lock:
-            held = self._open.pop(context, None)
-            if held is not None:
-                self._open[context] = _Open(held.source, self._clock() + self._call_s)
-                self._waiting[held.source] += 1
-
-    def leave(self, context: grpc.ServicerContext) -> None:
-        with self._lock:
-            self._forget(context)
-
-    def end_overdue(self) -> None:
-        """Ends the calls whose time is over."""
-        now = self._clock()
-        with self._lock:
-            overdue = [context for context, held in self._open.items() if held.until <= now]
-            for context in overdue:
-                self._forget(context)
-        for context in overdue:
-            context.cancel()  # type: ignore[no-untyped-call]
-
-    def _oldest(self, source: str | None) -> grpc.ServicerContext | None:
-        return next(
-            (
-                context
-                for context, held in self._open.items()
-                if not held.is_admitted and source in (None, held.source)
-            ),
-            None,
-        )
-
-    def _forget(self, context: grpc.ServicerContext) -> None:
-        held = self._open.pop(context, None)
-        if held is not None and not held.is_admitted:
-            self._count_out(held)
-
-    def _count_out(self, held: _Open) -> None:
-        self._waiting[held.source] -= 1
-        if not self._waiting[held.source]:
-            del self._waiting[held.source]
 
 
 class Door(grpc.ServerInterceptor):  # type: ignore[type-arg]
     """Stands before every method. `start` and `close` begin and end its watch over the time of calls."""
 
     def __init__(
-        self, limiter: Limiter, limits: Mapping[str, tuple[Limit, ...]], max_stream_s: float
+        self,
+        limiter: Limiter,
+        limits: Mapping[str, tuple[Limit, ...]],
+        max_stream_s: float,
+        check_caller: Callable[[str, grpc.ServicerContext], None],
     ) -> None:
-        """`limits`: what each method counts as, by its path; any other is a call."""
+        """`limits`: what each method counts as, by its path; any other is a call. `check_caller`: whether who
+        calls a method has shown who it is, where it must. Raises `RemoteError`."""
+        self._check_caller = check_caller
         self._limiter = limiter
         self._limits = limits
         self._max_stream_s = max_stream_s
@@ -181,35 +77,54 @@ class Door(grpc.ServerInterceptor):  # type: ignore[type-arg]
         """The same method, whose one message we wait for ourselves."""
         limits = self._limits.get(path, (Limit.CALLS,))
 
-        def answer(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            return method.unary_unary(self._message(messages, context, limits), context)
+        def decoded(message: bytes, context: grpc.ServicerContext) -> Any:
+            """Here, for of garbage gRPC would log a traceback, and never quite end the call."""
+            if method.request_deserializer is None:
+                return message
+            try:
+                return method.request_deserializer(message)
+            except DecodeError:
+                context.abort(code_of(FailureKind.INVALID), "not a message of this protocol")
 
-        def stream(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            message = self._message(messages, context, limits)
+        def answer(messages: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            message = decoded(self._message(path, messages, context, limits), context)
+            return method.unary_unary(message, context)
+
+        def stream(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+            message = decoded(self._message(path, messages, context, limits), context)
             return self._timed(method.unary_stream(message, context), context)
 
-        def converse(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        def converse(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
             source = self._enter(context, limits)
-            return self._timed(
-                method.stream_stream(self._counted(messages, context, source), context), context
-            )
+            counted = self._counted(messages, context, source)
+            answers = method.stream_stream((decoded(message, context) for message in counted), context)
+            return self._timed(answers, context)
 
-        coding = (method.request_deserializer, method.response_serializer)
         if method.request_streaming:
             assert method.response_streaming, "no such method here"
-            return grpc.stream_stream_rpc_method_handler(converse, *coding)
+            return grpc.stream_stream_rpc_method_handler(converse, None, method.response_serializer)
         if method.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(stream, *coding)
-        return grpc.stream_unary_rpc_method_handler(answer, *coding)
+            return grpc.stream_stream_rpc_method_handler(stream, None, method.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(answer, None, method.response_serializer)
 
     def _message(
-        self, messages: Iterator[Any], context: grpc.ServicerContext, limits: tuple[Limit, ...]
-    ) -> Any:
-        """The one message of a call, after the limits of the address: a refusal costs no more than that."""
+        self,
+        path: str,
+        messages: Iterator[bytes],
+        context: grpc.ServicerContext,
+        limits: tuple[Limit, ...],
+    ) -> bytes:
+        """The one message of a call, after all that can be refused without it: it may be large."""
         self._enter(context, limits)
+        try:
+            self._check_caller(path, context)
+        except RemoteError as error:
+            context.abort(code_of(error.kind), one_line(str(error)))
+        self._open.wait_receiving(context)
         message = next(messages, None)
         if message is None:
             context.abort(code_of(FailureKind.INCOMPATIBLE), "a call without a message")
+        self._open.received(context)
         return message
 
     def _timed(self, answers: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:

@@ -18,10 +18,11 @@ from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId, source_of
 from p2pfl_net.core.messages import Join, Request, Response
 from p2pfl_net.errors import MalformedMessage, PortUnavailable, RemoteError
-from p2pfl_net.rpc.door import MAX_OPEN_CALLS, MAX_REFUSED, Door, caller_host
+from p2pfl_net.rpc.door import MAX_REFUSED, Door, caller_host
 from p2pfl_net.rpc.gate import Gate
 from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.rpc.limits import Limit, Limiter, Limits
+from p2pfl_net.rpc.opencalls import MAX_OPEN_CALLS
 from p2pfl_net.rpc.options import MAX_CONNECTIONS_OPTION, SERVER_OPTIONS
 from p2pfl_net.rpc.serving import ModelSource, stream_model
 from p2pfl_net.rpc.standard import MAX_HEALTH_WATCHES, MAX_REFLECTIONS, Health, Reflection
@@ -73,7 +74,7 @@ class Server:
         self._exchange = exchange
         self._source = source
         self._limiter = Limiter(limits, note_limited, time.monotonic)
-        self._door = Door(self._limiter, LIMITS, limits.max_stream_s)
+        self._door = Door(self._limiter, LIMITS, limits.max_stream_s, self._check_caller)
         rate = limits.max_upload_bytes_s
         self._uploads = Uploads(limits.max_stream_s, None if rate is None else Throttle(rate))
         self._health = Health()
@@ -204,6 +205,11 @@ class Server:
         for limit in limits:
             self._limiter.check_peer(caller, limit)
         return caller
+
+    def _check_caller(self, path: str, context: grpc.ServicerContext) -> None:
+        """Before its message is received. A token is verified once: whose it is costs little afterwards."""
+        if path.startswith((f"/{MEMBERSHIP_SERVICE}/", f"/{MODELS_SERVICE}/")):
+            self._gate.caller(context.invocation_metadata())
 
     def _check_records(self, context: grpc.ServicerContext, caller: PeerId, count: int) -> None:
         """Before they are looked at, one by one."""

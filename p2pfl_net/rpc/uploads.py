@@ -44,7 +44,10 @@ class _Upload:
     was_slow: bool = False
 
     def is_slow(self, now: float) -> bool:
-        reader_s = self.reader_s + (0.0 if self.given_at is None else now - self.given_at)
+        part_s = 0.0 if self.given_at is None else now - self.given_at
+        if part_s >= SLOW_S:
+            return True
+        reader_s = self.reader_s + part_s
         if reader_s < SLOW_S:
             return self.was_slow
         return self.taken_bytes < LEAST_BYTES_S * reader_s

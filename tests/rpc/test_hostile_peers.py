@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -59,6 +60,10 @@ DEEP = '{"a":' * 5000 + "1" + "}" * 5000
 LIES: dict[str, tuple[Callable[..., Iterator[bytes]], str]] = {
     "more than announced": (
         lie(lambda r: header_part(r, MODEL), *WHOLE, chunk_part(b"more")),
+        "more bytes than announced",
+    ),
+    "chunks without an end": (
+        lambda r, c: itertools.chain([header_part(r, MODEL)], itertools.cycle(WHOLE)),
         "more bytes than announced",
     ),
     "fewer than announced": (lie(lambda r: header_part(r, MODEL), WHOLE[0]), "ends after"),

@@ -14,7 +14,7 @@ from p2pfl_net import limitoptions
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import PeerFailed
-from p2pfl_net.rpc import door, options, uploads
+from p2pfl_net.rpc import opencalls, options, uploads
 from p2pfl_net.rpc.download import DISK_RESERVE_BYTES
 from p2pfl_net.rpc.limits import ADDRESS_FACTOR, NOTES_A_MINUTE, Limit, Limiter, Limits, Rates
 from p2pfl_net.rpc.throttle import MAX_UPLOADS
@@ -160,9 +160,9 @@ def test_the_help_says_what_is_so() -> None:
         f"{membership.MAX_RECORDS:,} records in an exchange and {membership.MAX_UPDATES} in a ping",
         f"{MAX_UPLOADS} uploads at once, {MAX_UPLOADS_OF_PEER} to one peer, {MAX_UPLOADS_OF_ADDRESS} to one",
         f"below {LEAST_BYTES_S >> 10} KiB/s over a minute",
-        f"a call has {door.CALL_S:g} s, a handshake {options.HANDSHAKE_S} s",
+        f"a call has {opencalls.CALL_S:g} s, a handshake {options.HANDSHAKE_S} s",
         f"a connection without calls {options.IDLE_S} s",
-        f"{door.MAX_OPEN_CALLS} calls under way, {door.MAX_OPEN_OF_ADDRESS} from one address",
+        f"{opencalls.MAX_OPEN_CALLS} calls under way, {opencalls.MAX_OPEN_OF_ADDRESS} from one address",
         f"leaves {DISK_RESERVE_BYTES >> 20} MiB of the disk free",
     ):
         assert said in text

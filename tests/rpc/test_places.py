@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import PeerFailed
-from p2pfl_net.rpc.door import OpenCalls
 from p2pfl_net.rpc.limits import Pace
+from p2pfl_net.rpc.opencalls import OpenCalls
 from p2pfl_net.rpc.throttle import MAX_UPLOADS, Throttle
 from p2pfl_net.rpc.uploads import (
     LEAST_BYTES_S,
@@ -250,3 +250,21 @@ def test_a_stream_has_its_own_time() -> None:
     assert stream.cancelled
     assert not calls._open
     assert not calls._waiting
+
+
+def test_a_message_that_takes_long_makes_room_for_those_that_wait() -> None:
+    calls = OpenCalls(max_receiving=2)
+    slow, quick, waiting = Reader(), Reader(), Reader()
+    for reader in (slow, quick, waiting):
+        calls.enter(context_of(reader), "10.0.0.1")
+    calls.wait_receiving(context_of(slow))
+    calls.wait_receiving(context_of(quick))
+    with ThreadPoolExecutor(1) as pool:
+        turn = pool.submit(calls.wait_receiving, context_of(waiting))
+        turn.result(PATIENCE_S)
+        assert (slow.cancelled, quick.cancelled, waiting.cancelled) == (True, False, False)
+        calls.received(context_of(quick))
+        pool.submit(calls.wait_receiving, context_of(quick)).result(PATIENCE_S)
+        ended = Reader()
+        pool.submit(calls.wait_receiving, context_of(ended)).result(PATIENCE_S)  # it has no place any more
+        assert not quick.cancelled
