@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -20,13 +21,13 @@ from p2pfl_state.layout import StateDir
 
 from p2pfl_net.core.ids import Address
 from p2pfl_net.core.messages import Request, Response
-from p2pfl_net.rpc import server, uploads
+from p2pfl_net.rpc import door, server, uploads
 from p2pfl_net.rpc.fetching import Cancellation, Wanted
 from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.rpc.limits import ADDRESS_FACTOR, Limits
-from p2pfl_net.rpc.opencalls import MAX_OPEN_OF_ADDRESS
+from p2pfl_net.rpc.opencalls import MAX_OPEN_OF_ADDRESS, OpenCalls
 from p2pfl_net.rpc.options import HANDSHAKE_S, MAX_METADATA_BYTES, MAX_STREAMS_OF_CONNECTION, SERVER_OPTIONS
-from p2pfl_net.rpc.server import Server
+from p2pfl_net.rpc.server import MAX_CONCURRENT_CALLS, Server
 from p2pfl_net.rpc.throttle import MAX_UPLOADS
 from p2pfl_net.rpc.uploads import MAX_UPLOADS_OF_PEER
 from p2pfl_net.runtime.published import PublishedModel
@@ -203,35 +204,61 @@ def test_too_much_metadata(network: Network) -> None:
 # who stands still ----------------------------------------------------------------------------------
 
 
-def test_calls_that_send_no_message(network: Network) -> None:
-    silent = threading.Event()
+def silent_calls(attacker: Flood, paths: tuple[str, ...], ended: threading.Event) -> list[Any]:
+    """As many calls as a connection may have, that begin and say no more before `ended`."""
 
     def nothing() -> Iterator[bytes]:
-        silent.wait()
+        ended.wait()
         yield from ()
 
+    count = MAX_STREAMS_OF_CONNECTION // len(paths)
+    methods = [attacker.channel.stream_unary(path, None, None) for path in count * paths]
+    return [method.future(nothing(), timeout=TRANSFER_S) for method in methods]
+
+
+def count_done(calls: list[Any]) -> int:
+    return sum(call.done() for call in calls)
+
+
+def test_calls_that_send_no_message(network: Network) -> None:
+    """More than the daemon may have open at all."""
     with training(network) as (first, _), ExitStack() as stack:
-        stack.callback(silent.set)
-        attackers = [stack.enter_context(flooding(first)) for _ in range(3)]
+        ended = threading.Event()
+        attackers = [stack.enter_context(flooding(first)) for _ in range(6)]
+        stack.callback(ended.set)
         calls = [
-            attacker.channel.stream_unary(path, None, None).future(nothing(), timeout=CALL_TIMEOUT_S)
+            call
             for attacker in attackers
-            for path in (PING, JOIN, FETCH_MODEL, HELLO_METHOD)
-            for _ in range(15)
+            for call in silent_calls(attacker, (HELLO_METHOD, "/p2pfl.v1.Membership/None"), ended)
         ]
-        too_many = len(calls) - MAX_OPEN_OF_ADDRESS
-        wait_for(lambda: sum(call.done() for call in calls) >= too_many, what="the end of the oldest")
+        assert len(calls) > MAX_CONCURRENT_CALLS
+        wait_for(lambda: count_done(calls) >= len(calls) - MAX_OPEN_OF_ADDRESS, what="the end of the oldest")
 
 
 def test_calls_whose_answers_nobody_takes(network: Network) -> None:
-    """The oldest of an address end when it begins more than it may have."""
     with training(network) as (first, _), ExitStack() as stack:
-        callers = [stack.enter_context(Unreading(first.port, ATTACKER)) for _ in range(3)]
+        callers = [stack.enter_context(Unreading(first.port, ATTACKER)) for _ in range(6)]
         for caller in callers:
             for _ in range(MAX_STREAMS_OF_CONNECTION):
                 caller.call(HELLO_METHOD, Flood.hello())
         ended = {callers[0].wait_ended() for _ in range(MAX_STREAMS_OF_CONNECTION // 2)}
         assert len(ended) == MAX_STREAMS_OF_CONNECTION // 2
+
+
+def test_of_too_many_calls_some_end(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no time is over: those that say nothing, and those whose answers nobody takes."""
+    monkeypatch.setattr(door, "OpenCalls", lambda *bounds: OpenCalls(3, 3, TRANSFER_S))
+    port = serving(make_model(1, 1000))
+    ended = threading.Event()
+    with tls_channel(port) as (channel, called), ExitStack() as stack:
+        stack.callback(ended.set)
+        calls = silent_calls(Flood(channel, called), (HELLO_METHOD,), ended)
+        wait_for(lambda: count_done(calls) >= len(calls) - 3, what="the end of the oldest")
+        caller = stack.enter_context(Unreading(port, ATTACKER))
+        for _ in range(10):
+            caller.call(HELLO_METHOD, Flood.hello())
+        assert len({caller.wait_ended() for _ in range(10 - 3)}) == 10 - 3
+        assert channel.unary_unary(HELLO_METHOD, None, None)(Flood.hello(), timeout=CALL_TIMEOUT_S)
 
 
 def test_connections_that_say_nothing(network: Network) -> None:
@@ -254,21 +281,15 @@ def test_connections_that_say_nothing(network: Network) -> None:
 def test_more_connections_than_are_admitted(network: Network) -> None:
     """Those beyond are closed at once; the open ones, of the honest too, live on."""
     with training(network, "--max-connections", "40") as (first, _), ExitStack() as stack:
-        opened = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", first.port))) for _ in range(100)
-        ]
-        wait_for(lambda: sum(map(is_closed, opened)) >= 60, what="the end of those beyond")
-
-
-def is_closed(plain: socket.socket) -> bool:
-    """Whether the other end has closed a connection on which it says nothing."""
-    plain.setblocking(False)
-    try:
-        return plain.recv(1) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+        admitted = 0
+        for _ in range(60):
+            try:
+                caller = stack.enter_context(Unreading(first.port, ATTACKER))
+                caller.call(HELLO_METHOD, Flood.hello())
+            except OSError:
+                continue
+            admitted += 1
+        assert 20 < admitted <= 40
 
 
 def test_a_handshake_that_does_not_end_is_ended(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,6 +212,18 @@ def test_a_liar_is_a_failure_with_a_reason(prey: Prey, name: str) -> None:
     prey.asker.wait_known({prey.honest_id})
 
 
+def test_a_model_for_which_there_is_no_room_is_not_begun(network: Network) -> None:
+    asker = network.start("--max-model-gb", "900000000")
+    announces = lie(lambda r: header_part(r, MODEL, size_bytes=10**17), *WHOLE)
+    with FakeTrainer(asker.state) as trainer, ScriptedPeer(announces) as liar:
+        liar.join(asker)
+        asker.wait_published([liar.peer_id])
+        answer = trainer.ask()
+        assert answer.models == ()
+        assert "no space left for a model of 100000000000000000 bytes" in answer.failed[0].reason
+        trainer.wait_files(set())
+
+
 def stall_at_once(request: FetchModelRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
     stall(context)
     yield b""

@@ -30,7 +30,7 @@ MINUTE_S = 60.0
 EASE = 1 + 1e-6
 """For what floating point rounds."""
 
-takes = st.lists(st.tuples(st.floats(0, 30), st.integers(0, 9), st.integers(1, 7)), min_size=1, max_size=200)
+takes = st.lists(st.tuples(st.floats(0, 10), st.integers(0, 5), st.integers(1, 7)), min_size=1, max_size=200)
 """(seconds since the last, key, how many) of each take."""
 
 
@@ -47,7 +47,7 @@ class Clock:
 # rates ---------------------------------------------------------------------------------------------
 
 
-@given(takes, st.integers(1, 20), st.integers(1, 12))
+@given(takes, st.integers(1, 20), st.integers(1, 4))
 def test_nobody_gets_more_than_the_rate_and_one_minute_s_worth(
     asked: list[tuple[float, int, int]], per_minute: int, max_keys: int
 ) -> None:
@@ -89,8 +89,9 @@ def test_invented_keys_do_not_give_an_abuser_a_fresh_bucket() -> None:
     rates = Rates(60, max_keys=16)
     while rates.take("abuser", 0.0):
         pass
-    for number in range(10_000):
-        rates.take(f"invented {number}", 0.0)
+    for number in range(1000):
+        while rates.take(f"invented {number}", 0.0):
+            pass
     assert not rates.take("abuser", 0.0)
     assert len(rates) == 16
     assert rates.take("abuser", 1.0), "what it gets in a second"
