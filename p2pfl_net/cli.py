@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from p2pfl_net import trust
+from p2pfl_net import limitoptions, trust
 from p2pfl_net.usage import Parser, positive, share
 
 EPILOG = """exit codes: 0 done; 1 a fault of this program; 2 wrong usage; 3 the state directory cannot be used
@@ -128,6 +128,7 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
         "approve` names (approve)",
     )
     add("--drain", type=positive, default=5.0, metavar="S", help="let uploads finish at a stop (5)")
+    limitoptions.add_options(serve)
 
 
 def _add_key(key: argparse.ArgumentParser) -> None:
@@ -193,6 +194,7 @@ def _serve(options: argparse.Namespace) -> None:
             trust=options.trust,
             max_model_bytes=int(options.max_model_gb * 1e9),
             drain_s=options.drain,
+            limits=limitoptions.limits_of(options),
         ),
         say,
     ).serve()

@@ -11,6 +11,7 @@ from p2pfl_net.core import ids
 from p2pfl_net.core.ids import Address, PeerId, is_peer_id, is_unicast, parse_address, parse_ip
 from p2pfl_net.core.params import Params
 from p2pfl_net.errors import UsageError
+from p2pfl_net.rpc.limits import Limits
 
 AUTO = "auto"
 """In place of a boot address: whoever is found on the LAN."""
@@ -39,6 +40,8 @@ class ServeConfig:
     """Models and tasks go only to peers that a person approved, and come only from them."""
     max_model_bytes: int = 1 << 40
     drain_s: float = 5.0
+    limits: Limits = field(default_factory=Limits)
+    """What it bears of others."""
     params: Params = field(default_factory=Params)
 
 
@@ -55,6 +58,7 @@ def serve_config(
     trust: str,
     max_model_bytes: int,
     drain_s: float,
+    limits: Limits,
 ) -> ServeConfig:
     """Checks what the command line says. Raises `UsageError`."""
     number = parse_port(port)
@@ -73,6 +77,7 @@ def serve_config(
         approved_only=trust == "approve",
         max_model_bytes=max_model_bytes,
         drain_s=drain_s,
+        limits=limits,
     )
 
 

@@ -27,6 +27,13 @@ def positive(text: str) -> float:
     return number
 
 
+def whole(text: str) -> int:
+    """For `add_argument(type=…)`."""
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to below 1e9")
+    return int(text)
+
+
 def share(text: str) -> float:
     """For `add_argument(type=…)`."""
     number = _number(text)

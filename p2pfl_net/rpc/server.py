@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NoReturn
@@ -16,15 +16,20 @@ from p2pfl_proto.v1 import models_pb2
 from p2pfl_state.manifest import Manifest
 
 from p2pfl_net.core.events import FailureKind
-from p2pfl_net.core.ids import PeerId, parse_ip
-from p2pfl_net.core.messages import Request, Response
+from p2pfl_net.core.ids import PeerId, source_of
+from p2pfl_net.core.messages import Join, Request, Response
 from p2pfl_net.errors import MalformedMessage, PeerFailed, PortUnavailable, RemoteError
+from p2pfl_net.rpc.door import MAX_REFUSED, Door, caller_host
 from p2pfl_net.rpc.gate import Gate
 from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.rpc.ledger import Ledger, Upload
-from p2pfl_net.rpc.options import SERVER_OPTIONS
+from p2pfl_net.rpc.limits import Limit, Limiter, Limits
+from p2pfl_net.rpc.opencalls import MAX_OPEN_CALLS
+from p2pfl_net.rpc.options import MAX_CONNECTIONS_OPTION, SERVER_OPTIONS
 from p2pfl_net.rpc.serving import ModelSource, stream_model
+from p2pfl_net.rpc.standard import MAX_HEALTH_WATCHES, MAX_REFLECTIONS, Health, Reflection
 from p2pfl_net.rpc.status import code_of, one_line
+from p2pfl_net.rpc.throttle import MAX_UPLOADS, Throttle
 from p2pfl_net.rpc.trusting import answer_request
 from p2pfl_net.rpc.uploads import Uploads
 from p2pfl_net.wire import models
@@ -35,13 +40,27 @@ from p2pfl_net.wire.records import Opener
 from p2pfl_net.wire.trust import TRUST_SERVICE
 from p2pfl_net.wire.versions import VERSIONS_SERVICE, Statement, decode_question, encode_answer
 
-POOL_THREADS = 24
-MAX_UPLOADS = 16
-MAX_REFLECTIONS = 2
-"""Together below the pool's size, so that pings never wait for uploads or open reflection streams."""
-MAX_CONCURRENT_CALLS = 256
+POOL_THREADS = MAX_OPEN_CALLS + MAX_UPLOADS + MAX_REFLECTIONS + MAX_HEALTH_WATCHES + 16
+"""One for all that may stand still, and some more, so that a ping never waits for it. Each is made when it is
+needed for the first time."""
+MAX_CONCURRENT_CALLS = POOL_THREADS + MAX_REFUSED
 
 MODELS_SERVICE = "p2pfl.v1.Models"
+
+_JOINS = (Limit.CALLS, Limit.JOINS)
+_STREAMS = (Limit.STREAMS,)
+LIMITS: Mapping[str, tuple[Limit, ...]] = {
+    CALLS[Join].path: _JOINS,
+    f"/{MODELS_SERVICE}/FetchModel": _STREAMS,
+    f"/{health.SERVICE_NAME}/Watch": _STREAMS,
+    f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": _STREAMS,
+}
+"""What a call counts as; any other is a call."""
+
+OF_PEERS = tuple(
+    f"/{name}/" for name in (MEMBERSHIP_SERVICE, MODELS_SERVICE, VERSIONS_SERVICE, TRUST_SERVICE)
+)
+"""What only who shows who it is may call."""
 
 Exchange = Callable[[Request, str], Response]
 """Hands a request from a host (IP literal) to the core and waits for the reply. Raises `RemoteError`."""
@@ -62,8 +81,11 @@ class Server:
         seen: SeenVersions,
         ledger: Ledger,
         network_key: bytes | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        note_limited: Callable[[dict[str, object]], None] = lambda fields: None,
     ) -> None:
-        """`network_key`: only those who hold it may call; None: anybody who says who it is."""
+        """`network_key`: only those who hold it may call; None: anybody who says who it is. `note_limited`
+        hears, from any thread, who exceeds which limit."""
         self._identity = identity
         self._me = identity.peer_id
         self._gate = Gate(identity.peer_id, network_key, former=identity.former)
@@ -72,11 +94,15 @@ class Server:
         self._seen = seen
         self._source = source
         self._ledger = ledger
-        self._uploads = Uploads(MAX_UPLOADS)
-        self._health = health.HealthServicer()
+        self._limiter = Limiter(limits, note_limited, time.monotonic)
+        self._door = Door(self._limiter, LIMITS, limits.max_stream_s, self._check_caller)
+        rate = limits.max_upload_bytes_s
+        self._uploads = Uploads(limits.max_stream_s, None if rate is None else Throttle(rate))
+        self._health = Health()
         self._server = grpc.server(
             ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="rpc"),
-            options=list(SERVER_OPTIONS),
+            options=[*SERVER_OPTIONS, (MAX_CONNECTIONS_OPTION, limits.max_connections)],
+            interceptors=[self._door],
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         )
         self._server.add_generic_rpc_handlers(
@@ -98,7 +124,7 @@ class Server:
             health.SERVICE_NAME,
             reflection.SERVICE_NAME,
         )
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(services), self._server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(services), self._server)
 
     def bind(self, host: str, port: int) -> int:
         """Binds `host` (IP literal) and `port` (0: any free one) and returns the port.
@@ -117,6 +143,7 @@ class Server:
 
     def start(self) -> None:
         self._say_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._door.start()
         self._server.start()
 
     def say_serving(self) -> None:
@@ -128,6 +155,7 @@ class Server:
         self._health.enter_graceful_shutdown()
         self._server.stop(grace_s).wait()
         self._ledger.end(lambda caller: True)  # what this cut off, before anything else is closed
+        self._door.close()
 
     def _say_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for service in ("", MEMBERSHIP_SERVICE, MODELS_SERVICE):
@@ -175,8 +203,10 @@ class Server:
 
     def _exchange_bytes(self, call: Call, data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            caller = self._gate.caller(context.invocation_metadata())
-            message = call.decode_request(data, self._opener)
+            caller = self._caller(context, *LIMITS.get(call.path, (Limit.CALLS,)))
+            parsed = call.parse_request(data)
+            self._check_records(context, caller, call.count_records(parsed))
+            message = call.decode_request(parsed, self._opener)
             if message.sender.record.peer_id != caller:
                 raise MalformedMessage("speaks for another peer: the token is not of the sender")
             reply = self._exchange(message, caller_host(context))
@@ -187,16 +217,17 @@ class Server:
 
     def _fetch_model(self, data: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
-            upload = Upload(self._gate.caller(context.invocation_metadata()), caller_host(context))
+            upload = Upload(self._caller(context, Limit.STREAMS), caller_host(context))
             request = models.decode_request(parse(models_pb2.FetchModelRequest, data))
-            parts = stream_model(self._me, self._source, request, upload)
-            yield from self._ledger.run(context, upload, self._uploads.run(context, parts))
+            parts = stream_model(self._me, self._source, request, upload, self._uploads.chunk_bytes)
+            admitted = self._uploads.run(context, upload.caller, upload.host, parts)
+            yield from self._ledger.run(context, upload, admitted)
         except RemoteError as error:
             _abort(context, error)
 
     def _fetch_task(self, data: bytes, context: grpc.ServicerContext) -> models_pb2.FetchTaskReply:
         try:
-            caller = self._gate.caller(context.invocation_metadata())
+            caller = self._caller(context, Limit.CALLS)
             request = parse(models_pb2.FetchTaskRequest, data)
             if request.to and request.to.hex() != self._me:
                 raise PeerFailed(FailureKind.WRONG_PEER, "another peer lives here")
@@ -210,7 +241,7 @@ class Server:
 
     def _fetch_version(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            self._gate.caller(context.invocation_metadata())
+            self._caller(context, Limit.CALLS)
             seen = self._seen(*decode_question(data))
         except RemoteError as error:
             _abort(context, error)
@@ -219,11 +250,29 @@ class Server:
         return encode_answer(*seen)
 
     def _request_trust(self, data: bytes, context: grpc.ServicerContext) -> bytes:
-        metadata, host = context.invocation_metadata(), caller_host(context)
         try:
-            return answer_request(self._me, self._gate, self._ledger.admission, data, metadata, host)
+            caller, host = self._caller(context, Limit.CALLS), caller_host(context)
+            return answer_request(self._me, caller, self._ledger.admission, data, host)
         except RemoteError as error:
             _abort(context, error)
+
+    def _caller(self, context: grpc.ServicerContext, *limits: Limit) -> PeerId:
+        """Who calls, within its limits; those of its address it has passed. Raises `RemoteError`."""
+        caller = self._gate.caller(context.invocation_metadata())
+        for limit in limits:
+            self._limiter.check_peer(caller, limit)
+        return caller
+
+    def _check_caller(self, path: str, context: grpc.ServicerContext) -> None:
+        """Before its message is received. A token is verified once: whose it is costs little afterwards."""
+        if path.startswith(OF_PEERS):
+            self._gate.caller(context.invocation_metadata())
+
+    def _check_records(self, context: grpc.ServicerContext, caller: PeerId, count: int) -> None:
+        """Before they are looked at, one by one."""
+        if count:
+            self._limiter.check_address(source_of(caller_host(context)), Limit.RECORDS, count)
+            self._limiter.check_peer(caller, Limit.RECORDS, count)
 
 
 def _why_not(host: str) -> str:
@@ -235,34 +284,6 @@ def _why_not(host: str) -> str:
     except OSError as error:
         return f"{error.strerror}; give the --host of an interface of this machine, or :: for all"
     return "the port is taken or not allowed; choose another --port, or --port 0 to have one chosen"
-
-
-class _Reflection:
-    """The standard service, for a few callers at once: a stream holds a thread while it is open."""
-
-    def __init__(self, services: Sequence[str]) -> None:
-        self._servicer: Any = reflection.ReflectionServicer(services)
-        self._streams = threading.BoundedSemaphore(MAX_REFLECTIONS)
-
-    def ServerReflectionInfo(  # noqa: N802 - the service's own name
-        self, request_iterator: Iterator[Any], context: grpc.ServicerContext
-    ) -> Iterator[Any]:
-        if not self._streams.acquire(blocking=False):
-            context.abort(code_of(FailureKind.BUSY), "too many reflection streams at once, try again soon")
-        try:
-            yield from self._servicer.ServerReflectionInfo(request_iterator, context)
-        finally:
-            self._streams.release()
-
-
-def caller_host(context: grpc.ServicerContext) -> str:
-    """The IP literal that a call came from (`context.peer()` is `ipv4:1.2.3.4:5` or `ipv6:[::1]:5`)."""
-    _, _, rest = context.peer().partition(":")
-    host = rest.rpartition(":")[0].replace("%5B", "[").replace("%5D", "]").strip("[]")
-    literal = parse_ip(host.partition("%")[0])
-    if literal is None:
-        context.abort(code_of(FailureKind.INCOMPATIBLE), "calls must come over IP")
-    return literal
 
 
 def _abort(context: grpc.ServicerContext, error: RemoteError) -> NoReturn:

@@ -43,10 +43,14 @@ class ModelSource(Protocol):
 
 
 def stream_model(
-    me: PeerId, source: ModelSource, request: models.ModelRequest, upload: Upload
+    me: PeerId,
+    source: ModelSource,
+    request: models.ModelRequest,
+    upload: Upload,
+    chunk_bytes: int = models.CHUNK_BYTES,
 ) -> Iterator[bytes]:
-    """The parts of one transfer in wire form, counted in `upload`. Raises `PeerFailed` when there is nothing
-    to send."""
+    """The parts of one transfer in wire form, chunks of up to `chunk_bytes`, counted in `upload`. Raises
+    `PeerFailed` when there is nothing to send."""
     if request.to is not None and request.to != me:
         raise PeerFailed(FailureKind.WRONG_PEER, "another peer lives here")
     with source.open_model() as served:
@@ -69,12 +73,12 @@ def stream_model(
         upload.header = header
         yield models.encode_header(header)
         if not not_modified:
-            yield from _chunks(served, offset, upload)
+            yield from _chunks(served, offset, upload, chunk_bytes)
 
 
-def _chunks(served: ServedFile, offset: int, upload: Upload) -> Iterator[bytes]:
+def _chunks(served: ServedFile, offset: int, upload: Upload, chunk_bytes: int) -> Iterator[bytes]:
     """The bytes from `offset` on, each chunk in the wire form of its message."""
-    for size in models.chunk_sizes(offset, served.size_bytes):
+    for size in models.chunk_sizes(offset, served.size_bytes, chunk_bytes):
         chunk = os.pread(served.handle, size, offset)
         if len(chunk) < size:
             raise PeerFailed(FailureKind.LOCAL, "the published file became shorter")

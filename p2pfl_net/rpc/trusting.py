@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import grpc
 from p2pfl_proto.v1 import trust_pb2 as pb
@@ -13,7 +12,6 @@ from p2pfl_net.core.ids import Address, PeerId
 from p2pfl_net.errors import PeerFailed
 from p2pfl_net.rpc.client import resolve
 from p2pfl_net.rpc.connections import Connections, Credentials
-from p2pfl_net.rpc.gate import Gate
 from p2pfl_net.rpc.ledger import Admission
 from p2pfl_net.rpc.options import MEMBERSHIP_OPTIONS
 from p2pfl_net.wire import trust as wire
@@ -22,11 +20,8 @@ from p2pfl_net.wire.fields import parse
 REQUEST_TIMEOUT_S = 10.0
 
 
-def answer_request(
-    me: PeerId, gate: Gate, admission: Admission, data: bytes, metadata: Any, host: str
-) -> bytes:
+def answer_request(me: PeerId, caller: PeerId, admission: Admission, data: bytes, host: str) -> bytes:
     """Answers one request. Raises `RemoteError`."""
-    caller = gate.caller(metadata)
     asking = wire.decode_asking(parse(pb.TrustRequest, data))
     if asking.to != me:
         raise PeerFailed(FailureKind.WRONG_PEER, "another peer lives here")

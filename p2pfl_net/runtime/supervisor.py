@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 
@@ -32,6 +33,7 @@ from p2pfl_net.rpc.ledger import Ledger
 from p2pfl_net.rpc.server import Server
 from p2pfl_net.runtime import identity, rotations
 from p2pfl_net.runtime.booting import Booting
+from p2pfl_net.runtime.descriptors import connections_with_room
 from p2pfl_net.runtime.driver import Driver
 from p2pfl_net.runtime.evicted import EvictedFile
 from p2pfl_net.runtime.interfaces import InterfaceWatch, listening_hosts
@@ -108,6 +110,8 @@ class Daemon:
             self._versions.get,
             ledger,
             config.network_key,
+            replace(config.limits, max_connections=connections_with_room(config.limits.max_connections)),
+            lambda fields: outgoing.tell("limited", fields),
         )
         port = server.bind(config.host, config.port)
         advertise = None if config.advertise is None else _resolved(config.advertise)

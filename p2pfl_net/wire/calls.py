@@ -34,7 +34,10 @@ class Call:
 
     name: str
     encode_request: Callable[[Any], bytes]
-    decode_request: Callable[[bytes, Opener], Request]
+    parse_request: Callable[[bytes], Message]
+    """What is left of it is checked by `decode_request`, which costs as much as it has records."""
+    count_records: Callable[[Any], int]
+    decode_request: Callable[[Any, Opener], Request]
     response: type[Response]
     encode_response: Callable[[Any], bytes]
     decode_response: Callable[[bytes, Opener], Response]
@@ -42,6 +45,17 @@ class Call:
     @property
     def path(self) -> str:
         return f"/{MEMBERSHIP_SERVICE}/{self.name}"
+
+
+def _count_records(message: Message) -> int:
+    """How many records of peers a parsed request brings."""
+    match message:
+        case pb.JoinRequest():
+            return len(message.records)
+        case pb.PingRequest():
+            return len(message.updates)
+        case _:
+            return 0
 
 
 def _call(
@@ -56,7 +70,9 @@ def _call(
     return Call(
         name,
         lambda message: encode_request(message).SerializeToString(),
-        lambda data, opener: decode_request(parse(request_type, data), opener),
+        lambda data: parse(request_type, data),
+        _count_records,
+        decode_request,
         answer,
         lambda message: encode_response(message).SerializeToString(),
         lambda data, opener: decode_response(parse(response_type, data), opener),

@@ -119,14 +119,14 @@ def decode_header(data: bytes, verify: Verify) -> ModelHeader:
     )
 
 
-def chunk_sizes(offset: int, size_bytes: int) -> Iterator[int]:
+def chunk_sizes(offset: int, size_bytes: int, largest: int = CHUNK_BYTES) -> Iterator[int]:
     """The sizes of the chunks from `offset` on: small ones first, so that a receiver sees soon how fast a
-    link is, each twice the one before up to `CHUNK_BYTES`."""
-    size = FIRST_CHUNK_BYTES
+    link is, each twice the one before up to `largest`."""
+    size = min(FIRST_CHUNK_BYTES, largest)
     while offset < size_bytes:
         yield min(size, size_bytes - offset)
         offset += size
-        size = min(2 * size, CHUNK_BYTES)
+        size = min(2 * size, largest)
 
 
 def chunk_prefix(length: int) -> bytes:

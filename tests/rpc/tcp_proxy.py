@@ -20,9 +20,12 @@ class TcpProxy:
         delay_s: float = 0.0,
         cut_after_bytes: int | None = None,
         records: bool = False,
+        source_host: str = "127.0.0.1",
     ) -> None:
         """`delay_s`: latency of each direction. `cut_after_bytes`: resets the first connection that has
-        carried so many bytes from the target, once. `records`: keeps all that it carries."""
+        carried so many bytes from the target, once. `records`: keeps all that it carries. `source_host`:
+        whence the target sees them come; all of 127.0.0.0/8 is this machine."""
+        self._source_host = source_host
         self._records = records
         self._target_port = target_port
         self._delay_s = delay_s
@@ -86,7 +89,9 @@ class TcpProxy:
             except OSError:
                 return
             try:
-                target = socket.create_connection(("127.0.0.1", self._target_port))
+                target = socket.create_connection(
+                    ("127.0.0.1", self._target_port), source_address=(self._source_host, 0)
+                )
             except OSError:
                 caller.close()
                 continue

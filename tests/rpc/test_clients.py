@@ -1,14 +1,11 @@
-"""What a call leaves behind: no channel to nobody, no upload place for who stands still."""
+"""What a call leaves behind: no channel to nobody."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Generator
 from contextlib import suppress
-from typing import cast
 
-import grpc
 import pytest
 
 from p2pfl_net.core.events import FailureKind
@@ -16,7 +13,6 @@ from p2pfl_net.core.ids import Address, PeerId, TaskDigest
 from p2pfl_net.core.messages import Ping, Record, Sender, Status
 from p2pfl_net.errors import PeerFailed
 from p2pfl_net.rpc.fetching import Cancellation
-from p2pfl_net.rpc.uploads import Uploads
 from tests.processes import wait_for
 from tests.rpc.callers import membership_client, model_client
 from tests.rpc.crowd import NOBODY_PORT
@@ -121,28 +117,3 @@ def test_a_question_for_a_task_is_cancelled_like_a_transfer() -> None:
         canceller.join()
         released.set()
     client.close()
-
-
-class Reader:
-    """The other end of an upload, as far as `Uploads` looks at it."""
-
-    def __init__(self) -> None:
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-def test_a_place_is_taken_from_who_stands_still_and_from_nobody_else() -> None:
-    patient, hasty = Uploads(1, stall_s=LONG_S), Uploads(1, stall_s=0.0)
-    for uploads, is_taken in ((patient, False), (hasty, True)):
-        still, other = Reader(), cast(grpc.ServicerContext, Reader())
-        upload = uploads.run(cast(grpc.ServicerContext, still), iter([b"a", b"b"]))
-        assert next(upload) == b"a"
-        with pytest.raises(PeerFailed) as caught:
-            next(uploads.run(other, iter([b"c"])))
-        assert caught.value.kind is FailureKind.BUSY
-        assert still.cancelled is is_taken
-        assert isinstance(upload, Generator)
-        upload.close()
-        assert list(uploads.run(other, iter([b"c"]))) == [b"c"]

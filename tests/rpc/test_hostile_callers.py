@@ -17,10 +17,10 @@ from p2pfl_proto.v1 import membership_pb2 as pb
 from p2pfl_proto.v1 import models_pb2
 
 from p2pfl_net.core.params import Params
-from p2pfl_net.rpc.options import MAX_MESSAGE_BYTES
-from p2pfl_net.rpc.server import MAX_UPLOADS, POOL_THREADS
+from p2pfl_net.rpc.options import MAX_MESSAGE_BYTES, MAX_STREAMS_OF_CONNECTION
+from p2pfl_net.rpc.throttle import MAX_UPLOADS
 from tests.processes import wait_for
-from tests.rpc.callers import ANYBODY, calling, new_identity
+from tests.rpc.callers import calling, new_identity
 from tests.rpc.crowd import NOBODY_PORT, join_crowd
 from tests.rpc.model_files import make_model, publish
 from tests.rpc.peers import Network, Peer, wait_complete
@@ -273,7 +273,7 @@ def test_more_uploads_than_are_admitted(network: Network) -> None:
 
         def new_upload() -> Iterator[models_pb2.ModelPart]:
             channel = stack.enter_context(
-                calling(daemon.port, ANYBODY, ("grpc.use_local_subchannel_pool", 1))
+                calling(daemon.port, new_identity(), ("grpc.use_local_subchannel_pool", 1))
             )
             fetch = channel.unary_stream(
                 "/p2pfl.v1.Models/FetchModel",
@@ -336,10 +336,10 @@ def test_callers_who_say_no_more_do_not_take_the_threads_of_pings(network: Netwo
         stack.callback(silent.set)
         channel = stack.enter_context(calling(peers[0].port))
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        streams = [stub.ServerReflectionInfo(nothing()) for _ in range(2 * POOL_THREADS)]
-        for _ in range(POOL_THREADS):
+        streams = [stub.ServerReflectionInfo(nothing()) for _ in range(MAX_STREAMS_OF_CONNECTION)]
+        for _ in range(20):
             call_ping(peers[0].port, sound_ping(peers[0]))
-        wait_for(lambda: sum(stream.done() for stream in streams) >= POOL_THREADS, what="their refusals")
+        wait_for(lambda: sum(stream.done() for stream in streams) >= 20, what="their refusals")
         codes = {stream.code() for stream in streams if stream.done()}
         assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         wait_complete(peers)

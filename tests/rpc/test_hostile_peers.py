@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -60,6 +61,10 @@ DEEP = '{"a":' * 5000 + "1" + "}" * 5000
 LIES: dict[str, tuple[Callable[..., Iterator[bytes]], str]] = {
     "more than announced": (
         lie(lambda r: header_part(r, MODEL), *WHOLE, chunk_part(b"more")),
+        "more bytes than announced",
+    ),
+    "chunks without an end": (
+        lambda r, c: itertools.chain([header_part(r, MODEL)], itertools.cycle(WHOLE)),
         "more bytes than announced",
     ),
     "fewer than announced": (lie(lambda r: header_part(r, MODEL), WHOLE[0]), "ends after"),
@@ -206,6 +211,18 @@ def test_a_liar_is_a_failure_with_a_reason(prey: Prey, name: str) -> None:
         prey.trainer.wait_files(names_of(answer))
         prey.asker.wait_known({prey.honest_id, liar.peer_id})
     prey.asker.wait_known({prey.honest_id})
+
+
+def test_a_model_for_which_there_is_no_room_is_not_begun(network: Network) -> None:
+    asker = network.start("--max-model-gb", "900000000")
+    announces = lie(lambda r: header_part(r, MODEL, size_bytes=10**17), *WHOLE)
+    with FakeTrainer(asker.state) as trainer, ScriptedPeer(announces) as liar:
+        liar.join(asker)
+        asker.wait_published([liar.peer_id])
+        answer = trainer.ask()
+        assert answer.models == ()
+        assert "no space left for a model of 100000000000000000 bytes" in answer.failed[0].reason
+        trainer.wait_files(set())
 
 
 def stall_at_once(request: FetchModelRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
