@@ -1,4 +1,4 @@
-"""What a person types: `p2pfl-net serve | peers | status | get | key | trust | unpublish | simulate`.
+"""What a person types: `p2pfl-net serve | peers | status | get | key | trust | provenance | …`.
 
 argparse, not typer: typer's parser brings 10 MB into a daemon that idles at 50.
 """
@@ -78,7 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
         caller.add_argument(
             "--network-key", type=Path, metavar="FILE", help="the key of a private network (it is open)"
         )
-    for reader in (peers, status, get):
+    provenance = command(
+        "provenance", _provenance, "Say what went into a model, as this peer saw it signed."
+    )
+    provenance.add_argument("digest", metavar="DIGEST", help="its weights digest, or the start of it")
+    provenance.add_argument("--state", type=Path, required=True, metavar="DIR", help="the peer's directory")
+    for reader in (peers, status, get, provenance):
         reader.add_argument("--json", action="store_true", help="print JSON for programs")
     return parser
 
@@ -242,6 +247,12 @@ def _key(options: argparse.Namespace) -> None:
     from p2pfl_net import key
 
     key.run(options, say)
+
+
+def _provenance(options: argparse.Namespace) -> None:
+    from p2pfl_net import provenance
+
+    provenance.run(options.state, options.digest, as_json=options.json)
 
 
 def _keygen(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -31,7 +32,7 @@ from tests.processes import wait_for
 from tests.rpc.callers import calling
 from tests.rpc.fake_trainer import FakeTrainer
 from tests.rpc.model_files import ModelFile, assemble, make_model, publish
-from tests.rpc.peers import Network, Peer, wait_complete
+from tests.rpc.peers import Network, Peer, run_command, wait_complete
 from tests.rpc.scripted_peer import ScriptedPeer, chunk_parts, header_part
 
 
@@ -250,3 +251,47 @@ def test_a_version_that_was_not_seen_is_not_told(network: Network) -> None:
         for question in (versions.encode_question(PeerId(peer.peer_id), 2), b"\xff"):
             with pytest.raises(grpc.RpcError):
                 ask(question, timeout=20)
+
+
+# provenance ----------------------------------------------------------------------------------------
+
+
+def test_what_went_into_a_model_is_told_and_its_signatures_are_checked(state: StateDir) -> None:
+    first, second, third = (Identity.new() for _ in range(3))
+    one, two = make_model(1, 1000), make_model(2, 1000, version=5)
+    unseen = Parent("0" * 64, 9, "1" * 64)
+    middle = with_parent(make_model(3, 1000), Parent(first.peer_id, 1, one.manifest.weights), 2)
+    parents = (
+        Parent(second.peer_id, 2, middle.manifest.weights),
+        Parent(first.peer_id, 1, one.manifest.weights),
+        Parent(first.peer_id, 5, two.manifest.weights),
+        unseen,
+    )
+    top = replace(make_model(4, 1000).manifest, parents=parents)
+    log = VersionLog(state)
+    for identity, manifest in ((first, one.manifest), (second, middle.manifest), (third, top)):
+        log.add(versions.state(manifest, identity.peer_id, identity.public_key, identity.sign), manifest)
+    forged = replace(spoken(Identity.new(), two), publisher=first.peer_id, public_key=first.public_key)
+    log.add(forged, two.manifest)
+    log.close()
+    said = run_command("provenance", top.weights[:12], "--state", state.root, "--json")
+    assert said.returncode == 0, said.stderr
+    told = [
+        (a["depth"], a["peer_id"], a["version"], a["signed"], a["repeated"]) for a in json.loads(said.stdout)
+    ]
+    assert told == [
+        (0, third.peer_id, 1, True, False),
+        (1, second.peer_id, 2, True, False),
+        (2, first.peer_id, 1, True, False),
+        (1, first.peer_id, 1, True, True),
+        (1, first.peer_id, 5, False, False),
+        (1, "0" * 64, 9, False, False),
+    ]
+    shown = run_command("provenance", top.weights, "--state", state.root).stdout.splitlines()
+    assert len(shown) == len(told)
+    assert "not seen here" in shown[-1]
+    for wrong in ("abc", "../x", "f" * 64):
+        refused = run_command("provenance", wrong, "--state", state.root)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+    nobody = run_command("provenance", "f" * 64, "--state", state.root / "nobody")
+    assert (nobody.returncode, len(nobody.stderr.splitlines())) == (3, 1)
