@@ -78,9 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         caller.add_argument(
             "--network-key", type=Path, metavar="FILE", help="the key of a private network (it is open)"
         )
-    provenance = command(
-        "provenance", _provenance, "Say what went into a model, as this peer saw it signed."
-    )
+    provenance = command("provenance", _provenance, "Say what went into a model, as this peer saw it signed.")
     provenance.add_argument("digest", metavar="DIGEST", help="its weights digest, or the start of it")
     provenance.add_argument("--state", type=Path, required=True, metavar="DIR", help="the peer's directory")
     for reader in (peers, status, get, provenance):
