@@ -74,6 +74,8 @@ class Record:
         """
         if self.is_newer_than(other):
             return True
+        if self.seal is not None and other.seal is not None and self.status is other.status:
+            return self.incarnation == other.incarnation and self.seal.content != other.seal.content
         return (self.incarnation, self.status) == (other.incarnation, other.status) and (
             (self.task, self.published, self.tags) != (other.task, other.published, other.tags)
             or any(a not in other.addresses for a in self.addresses if not a.is_loopback)

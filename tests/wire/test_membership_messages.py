@@ -121,6 +121,15 @@ def test_only_the_peer_itself_says_goodbye() -> None:
             OPENER.decode(message)
 
 
+def test_two_words_of_one_incarnation_are_of_two_processes() -> None:
+    """Also where only loopback addresses tell them apart, which are left out on the way."""
+    one, other = (sealed(replace(RECORD, addresses=(Address("127.0.0.1", port), HOME))) for port in (1, 2))
+    for held, said in ((one, other), (without_loopback(one), other), (one, without_loopback(other))):
+        assert held.contradicts(said)
+    assert not one.contradicts(without_loopback(one))
+    assert not without_loopback(one).contradicts(one)
+
+
 def test_each_signature_is_checked_once_and_few_are_remembered() -> None:
     checked: list[bytes] = []
 
