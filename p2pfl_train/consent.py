@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import sys
 import termios
 from typing import TextIO
@@ -16,6 +17,8 @@ from p2pfl_train.errors import SourceNotAccepted
 
 QUESTION = "Run this code? [y/N] "
 YES = ("y", "yes")
+LOOK_S = 0.2
+"""How long Ctrl-C may go unnoticed: one that comes just before a read would wait for its end."""
 _LINE_END = re.compile(r"\r\n|\r|\n")
 """What ends a line for Python: a lone carriage return too, behind which code could hide in a comment."""
 
@@ -33,6 +36,8 @@ def is_given(wanted: SourceNotAccepted) -> bool:
         termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before says nothing about this
         sys.stderr.write(QUESTION)
         sys.stderr.flush()
+        while not select.select([sys.stdin], [], [], LOOK_S)[0]:
+            pass
         answer = sys.stdin.readline()
     except (KeyboardInterrupt, UnicodeDecodeError):
         answer = ""
