@@ -178,6 +178,8 @@ def pb_address(host: str, port: int = 8000) -> pb.Address:
         ({"addresses": [pb_address("::")]}, "no peer can be reached"),
         ({"addresses": [pb_address("::ffff:0.0.0.0")]}, "no peer can be reached"),
         ({"addresses": [pb_address("224.0.0.1")]}, "no peer can be reached"),
+        ({"tags": ["x" * 100_000]}, "a tag has up to 32"),
+        ({"tags": [f"tag{n}" for n in range(9)]}, "at most 8"),
     ],
 )
 def test_a_record_past_its_bounds_is_refused(changes: dict[str, Any], reason: str) -> None:
