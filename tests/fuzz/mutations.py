@@ -55,6 +55,9 @@ def _damage_bytes(data: bytes, random: Random) -> bytes:
     left = bytearray(data)
     for _ in range(random.choice(DAMAGES)):
         start = random.randint(0, len(left))
+        if start < len(left) and random.random() < 0.5:  # the lengths in a binary format stay right
+            left[start] = random.choice((random.randrange(256), left[start] ^ 1 << random.randrange(8)))
+            continue
         end = random.choice((start, start + 1, start + 1, start + 4, len(left)))
         left[start:end] = random.randbytes(random.randint(0, 4))
     return bytes(left)
