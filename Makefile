@@ -15,7 +15,7 @@ SCRIPTS := $(BIN)/python -m scripts
 PEER = $(call option,data,DATA) $(call option,data-dir,DATA_DIR) $(call option,model,MODEL) $(call option,tags,TAGS) \
 	$(call option,args,ARGS) $(call option,net-args,NET_ARGS) $(call option,host,LISTEN)
 
-.PHONY: help setup proto check test test-slow test-lab run demo launch stop paper bench clean
+.PHONY: help setup proto check test test-slow test-lab fuzz run demo launch stop paper bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -49,6 +49,14 @@ test-slow: $(STAMP) ## the tests that take minutes
 test-lab: $(STAMP) ## launch and stop through a real sshd, which root gets from apt-get
 	scripts/install_sshd.sh
 	$(BIN)/python -m pytest -m lab
+
+FUZZ_SECONDS ?= 60
+FUZZ_STAMP := $(VENV)/.fuzz-installed
+$(FUZZ_STAMP): $(STAMP)
+	@if $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -e '.[fuzz]' 2>/dev/null; then touch $@; fi
+
+fuzz: $(FUZZ_STAMP) ## damaged input to every decoder, led by coverage; what breaks one goes to report/fuzz: [FUZZ_SECONDS=60]
+	@$(BIN)/python -m scripts.fuzz --seconds $(call quoted,$(FUZZ_SECONDS))
 
 run: $(STAMP) ## one peer until Ctrl-C: PORT=8001 BOOT=host:8000, or BOOT=auto on a LAN [DATA= DATA_DIR= SHARD=1/10 MODEL= TAGS= STATE= ARGS=]
 	@$(SCRIPTS) run --port=$(call quoted,$(PORT)) $(call option,boot,BOOT) $(call option,shard,SHARD) \

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MAX_EVENT = 110
 """Characters of one event in a line for people; `--json` has all of it."""
+MAX_NUMBER = 1e11
+"""Of seconds and milliseconds: more is damage, and nothing that a clock can show."""
 NOTHING = "-"
 BOTH_WAYS = {"_sent": "sent", "_asked": "sent", "_received": "received"}
 """How counters of what goes both ways end, and which way that is."""
@@ -47,18 +49,25 @@ def show_peers(value: Mapping[str, Any], *, tags: Sequence[str], is_old: bool, a
 
 
 def _cells(peer: Mapping[str, Any]) -> tuple[str, ...]:
-    rtt_ms, seen = peer.get("rtt_ms"), peer.get("last_seen")
+    rtt_ms, seen = _number(peer.get("rtt_ms")), _number(peer.get("last_seen"))
     cells = (
         _start(peer.get("id"), 16),
         str(peer.get("address")),
         str(peer.get("state")),
-        f"{rtt_ms:.1f} ms" if isinstance(rtt_ms, int | float) else NOTHING,
-        f"{max(0.0, time.time() - seen):.0f} s ago" if isinstance(seen, int | float) else "heard of",
+        NOTHING if rtt_ms is None else f"{rtt_ms:.1f} ms",
+        "heard of" if seen is None else f"{max(0.0, time.time() - seen):.0f} s ago",
         str(peer.get("version") or NOTHING),
         _start(peer.get("task"), 8),
         _tags(peer),
     )
     return tuple(_printable(cell) for cell in cells)
+
+
+def _number(value: object) -> float | None:
+    """A time or a duration; None for what is none."""
+    if isinstance(value, int | float) and abs(value) <= MAX_NUMBER:  # false for NaN too
+        return float(value)
+    return None
 
 
 def _start(digest: object, characters: int) -> str:
@@ -148,8 +157,8 @@ def _way(counter: str) -> tuple[str, str | None]:
 
 def _event(event: Mapping[str, Any]) -> str:
     """When, what, and of its fields as many as a line takes."""
-    at = event.get("time")
-    clock = time.strftime("%H:%M:%S", time.localtime(at)) if isinstance(at, int | float) else "?"
+    at = _number(event.get("time"))
+    clock = "?" if at is None else time.strftime("%H:%M:%S", time.localtime(at))
     fields = [f"{key} {_short(item)}" for key, item in event.items() if key not in ("time", "event")]
     text = f"{clock} {event.get('event')}: {', '.join(fields)}"
     line = _printable(text)

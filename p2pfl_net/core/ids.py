@@ -116,7 +116,8 @@ def parse_tags(texts: Iterable[str]) -> tuple[str, ...]:
     for tag in tags:
         if not _TAG.fullmatch(tag):
             raise ValueError(
-                f"tag {tag!r}: a tag has up to 32 lower-case letters, digits, '.', '_' or '-', such as mnist"
+                f"tag {tag[:40]!r}: a tag has up to 32 lower-case letters, digits, '.', '_' or '-', such as "
+                "mnist"
             )
     if len(tags) > MAX_TAGS:
         raise ValueError(f"{len(tags)} tags: a peer has at most {MAX_TAGS}")

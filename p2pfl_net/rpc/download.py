@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import queue
 import shutil
 import threading
 import time
@@ -21,6 +22,9 @@ from p2pfl_net.wire import models
 
 DISK_RESERVE_BYTES = 64 << 20
 """What transfers leave free on the disk, all of them together."""
+
+MAX_UNHASHED = 2
+"""Chunks that wait to be hashed: enough to keep both threads busy, and at 2 MiB each little memory."""
 
 Progress = Callable[[int, models.ModelHeader], None]
 """(bytes received so far, header), when the header is accepted and after each chunk."""
@@ -105,15 +109,16 @@ class Download:
         try:
             handle = os.open(self.draft, flags, 0o644)
             try:
-                for part in parts:
-                    payload = models.chunk_payload(part)
-                    if self.received + len(payload) > header.size_bytes:
-                        raise MalformedModel("sends more bytes than announced")
-                    _write_all(handle, payload, self.received)
-                    self.digest.update(payload)
-                    self.received += len(payload)
-                    self.heard_at = time.monotonic()
-                    progress(self.received, header)
+                with _hashing(self.digest) as hash_later:
+                    for part in parts:
+                        payload = models.chunk_payload(part)
+                        if self.received + len(payload) > header.size_bytes:
+                            raise MalformedModel("sends more bytes than announced")
+                        _write_all(handle, payload, self.received)
+                        hash_later(payload)
+                        self.received += len(payload)
+                        self.heard_at = time.monotonic()
+                        progress(self.received, header)
             finally:
                 os.close(handle)
         except OSError as error:
@@ -133,6 +138,27 @@ class Download:
                 raise MalformedModel("the manifest in the file is not the announced one")
         except MalformedFile as error:
             raise MalformedModel(str(error)) from None
+
+
+@contextmanager
+def _hashing(digest: hashlib._Hash) -> Iterator[Callable[[memoryview], None]]:
+    """Yields what takes bytes for `digest`; it has them all when this is left, however it is left.
+
+    A thread of its own, for to hash takes as long as to receive and to write: neither waits for the other.
+    """
+    waiting: queue.Queue[memoryview | None] = queue.Queue(MAX_UNHASHED)
+
+    def work() -> None:
+        while (payload := waiting.get()) is not None:
+            digest.update(payload)
+
+    worker = threading.Thread(target=work, name="hash", daemon=True)
+    worker.start()
+    try:
+        yield waiting.put
+    finally:
+        waiting.put(None)
+        worker.join()
 
 
 def _write_all(handle: int, payload: memoryview, offset: int) -> None:

@@ -26,6 +26,8 @@ CERTIFICATE_NAME = "p2pfl"
 _VALID_FROM = datetime(2000, 1, 1, tzinfo=UTC)
 """Long before now, and below long after: nobody's clock decides who belongs."""
 _VALID_TO = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+MAX_CERTIFICATE_BYTES = 1024
+"""A peer's has about 316; they are kept."""
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
 
 
@@ -101,10 +103,12 @@ def certified_peer(certificate: bytes) -> tuple[PeerId, bytes]:
 
     That the peer holds the key, the handshake shows that is made with it.
     """
+    if len(certificate) > MAX_CERTIFICATE_BYTES:
+        raise MalformedMessage(f"not a peer's certificate: {len(certificate)} bytes")
     try:
         parsed = x509.load_der_x509_certificate(certificate)
         key = parsed.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):  # the last is none of the others
         raise MalformedMessage("not a peer's certificate") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise MalformedMessage("not a peer's certificate: no ECDSA P-256 key")

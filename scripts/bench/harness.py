@@ -24,6 +24,7 @@ from scripts import die_with_parent
 
 TASK = "5a" * 32
 WAIT_S = 120.0
+PRODUCT = "p2pfl_net"
 
 
 @dataclass(frozen=True)
@@ -73,22 +74,32 @@ def wait_until(condition: object, what: str, timeout_s: float = WAIT_S) -> float
 class Peer:
     """A daemon, and what its trainer would do in its directory."""
 
-    def __init__(self, root: Path, boot: Peer | None) -> None:
+    def __init__(self, root: Path, boot: Peer | None, program: str = PRODUCT) -> None:
+        """`program`: the module to run."""
         self.state = StateDir(root)
         arguments = ["serve", "--port", "0", "--host", "127.0.0.1", "--state", str(root)]
+        environment = dict(os.environ)
         if boot is not None:
             arguments += ["--boot", boot.address]
+            environment["BOOT_ID"] = boot.peer_id  # for the program that cannot see it otherwise
         self.started = time.perf_counter()
-        command = die_with_parent.command([sys.executable, "-m", "p2pfl_net", *arguments])
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        command = die_with_parent.command([sys.executable, "-m", program, *arguments])
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
         self._instance = markers.new_instance()
         self._lock: lock.ProcessLock | None = None
 
     @property
     def address(self) -> str:
+        return self._boot_done().address
+
+    @property
+    def peer_id(self) -> str:
+        return self._boot_done().peer_id
+
+    def _boot_done(self) -> markers.BootDone:
         boot_done = markers.read_boot_done(self.state)
         assert boot_done is not None
-        return boot_done.address
+        return boot_done
 
     def wait_ready(self) -> float:
         """Seconds from the start of its interpreter to `.BOOT_DONE`."""
@@ -129,18 +140,15 @@ class Peer:
         request = markers.AggregateRequest(
             self._instance, round_number, fan_out, deadline_s, TASK, delete_below=round_number
         )
+        before = _inode(self.state.aggregate_done)
         started = time.perf_counter()
         markers.write_request(self.state, request)
-        answer: markers.AggregateAnswer | None = None
-
-        def answered() -> bool:
-            nonlocal answer
-            answer = markers.read_answer(self.state)
-            return answer is not None and answer.round == round_number
-
-        wait_until(answered, "the answer")
+        # As a trainer does between its steps: to read the old answer again and again would be a load.
+        wait_until(lambda: _inode(self.state.aggregate_done) != before, "the answer")
         seconds = time.perf_counter() - started
+        answer = markers.read_answer(self.state)
         assert answer is not None
+        assert answer.round == round_number
         if len(answer.models) != fan_out:
             sys.exit(f"only {len(answer.models)} of {fan_out} models came: {answer.failed}")
         return seconds
@@ -165,6 +173,14 @@ class Peer:
         self.process.terminate()
 
 
+def _inode(path: Path) -> int | None:
+    """Another with each write; None: there is no such file."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
 def _status_kb(pid: int, field: str) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
@@ -173,7 +189,9 @@ def _status_kb(pid: int, field: str) -> int:
 
 
 @contextmanager
-def chain(count: int, pause_s: float = 0.0, *, wait_each: bool = True) -> Iterator[list[Peer]]:
+def chain(
+    count: int, pause_s: float = 0.0, *, wait_each: bool = True, program: str = PRODUCT
+) -> Iterator[list[Peer]]:
     """`count` daemons, each booted to the one before; ended and deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="p2pfl-bench-") as folder:
         peers: list[Peer] = []
@@ -181,7 +199,7 @@ def chain(count: int, pause_s: float = 0.0, *, wait_each: bool = True) -> Iterat
             for index in range(count):
                 if peers:
                     peers[-1].wait_ready()
-                peers.append(Peer(Path(folder) / str(index), peers[-1] if peers else None))
+                peers.append(Peer(Path(folder) / str(index), peers[-1] if peers else None, program))
                 if wait_each:
                     peers[-1].wait_ready()
                 time.sleep(pause_s)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("network", "transfer", "collection", "averaging", "crowd", "simulator")
+BENCHMARKS = ("network", "transfer", "security", "collection", "averaging", "crowd", "simulator")
 
 
 def main() -> None:

@@ -41,7 +41,8 @@ class TaskFile:
 
     @classmethod
     def parse(cls, data: bytes) -> TaskFile:
-        """Raises `MalformedFile`, also when the source is not the one that the descriptor names."""
+        """Raises `MalformedFile`, also when the source is not the one that the descriptor names, or when
+        it would be too large once it is written: characters beyond ASCII then take more bytes."""
         if len(data) > MAX_TASK_BYTES:
             raise MalformedFile(f"task.json is larger than {MAX_TASK_BYTES} bytes")
         value = parse_object(data, "task.json")
@@ -55,7 +56,10 @@ class TaskFile:
         digest = None if source is None else hashlib.sha256(source.encode()).hexdigest()
         if architecture.get("source_sha256") != digest:
             raise MalformedFile("task.json: the source is not the one that the descriptor names")
-        return cls(descriptor, source)
+        task = cls(descriptor, source)
+        if len(task.encode()) > MAX_TASK_BYTES:
+            raise MalformedFile(f"task.json is larger than {MAX_TASK_BYTES} bytes when it is written again")
+        return task
 
 
 def read_task(path: Path) -> TaskFile | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 from google.protobuf.message import Message
 from hypothesis import given
@@ -13,7 +15,7 @@ from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import MalformedMessage, PeerFailed
 from p2pfl_net.rpc.gate import Gate
-from p2pfl_net.rpc.keys import certified_peer, check_signature
+from p2pfl_net.rpc.keys import MAX_CERTIFICATE_BYTES, Identity, certified_peer, check_signature
 from p2pfl_net.wire import identity
 from p2pfl_net.wire.fields import parse
 from tests.wire.tolerance import Decoder, check_bytes, check_message
@@ -81,6 +83,23 @@ def test_no_bytes_are_a_key_or_a_certificate(key: bytes, signature: bytes, text:
         check_signature(key, signature, text)
     with pytest.raises(MalformedMessage):
         certified_peer(key)
+
+
+@pytest.mark.parametrize("version", [1, 3, 4, 127])
+def test_a_certificate_of_no_known_version_is_malformed(version: int) -> None:
+    """The library says so with an error of a kind of its own, which once ended the daemon."""
+    certificate = ssl.PEM_cert_to_DER_cert(Identity.new().certificate.decode())
+    known = b"\xa0\x03\x02\x01\x02"
+    assert certificate.count(known) == 1
+    with pytest.raises(MalformedMessage, match="not a peer's certificate"):
+        certified_peer(certificate.replace(known, known[:-1] + bytes([version])))
+
+
+def test_a_certificate_is_bounded() -> None:
+    """Those of many peers are kept."""
+    assert len(ssl.PEM_cert_to_DER_cert(Identity.new().certificate.decode())) < MAX_CERTIFICATE_BYTES / 2
+    with pytest.raises(MalformedMessage, match="1025 bytes"):
+        certified_peer(bytes(MAX_CERTIFICATE_BYTES + 1))
 
 
 @given(nonces, nonces)

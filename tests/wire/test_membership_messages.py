@@ -284,6 +284,7 @@ def pb_address(host: str, port: int = 8000) -> pb.Address:
         ({"addresses": [pb_address("127.0.0.1")]}, "a loopback address for everybody"),
         ({"addresses": [pb_address("::ffff:127.0.0.1")]}, "a loopback address for everybody"),
         ({"near": [pb_address("10.0.0.1")]}, "not of loopback"),
+        ({"tags": ["x" * 1_000]}, "a tag has up to 32"),
     ],
 )
 def test_a_record_past_its_bounds_is_refused(changes: dict[str, Any], reason: str) -> None:
