@@ -8,9 +8,8 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-from scripts.bench.harness import Peer, Result, at_most, chain, median, report, wait_until
+from scripts.bench.harness import Peer, Result, at_most, chain, median, report, touch_free_memory, wait_until
 
 MODEL_BYTES = 6_500_000
 FAN_OUT = 5
@@ -38,26 +37,13 @@ def rounds(count: int) -> Rounds:
             other.publish(MODEL_BYTES, number)
         wait_until(lambda: collector.known(published=True) == count - 1, "all publications")
         time.sleep(1.0)  # the servers notice and hash; not what is measured here
-        _touch_free_memory(collector.state.root / "fresh")
+        touch_free_memory(collector.state.root / "fresh", 4 * FAN_OUT * MODEL_BYTES)
         return collector.collect(number, fan_out)
 
     with chain(count) as peers:
         first_s = one_round(peers, FAN_OUT)
         one_round(peers, count - 1)
         return Rounds(first_s, [one_round(peers, FAN_OUT) for _ in range(ROUNDS)])
-
-
-def _touch_free_memory(scratch: Path) -> None:
-    """Leaves as much memory as a round needs free and backed by the machine.
-
-    The host of a virtual machine takes back pages that were free for a while; the first write to such
-    a page costs more than all else a round does with it. How many of them a round meets depends on what
-    was written before, not on the network's size, so each round should meet few.
-    """
-    with open(scratch, "wb") as file:
-        for _ in range(4 * FAN_OUT):
-            file.write(bytes(MODEL_BYTES))
-    scratch.unlink()
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from scripts import die_with_parent
 TASK = "5a" * 32
 WAIT_S = 120.0
 PRODUCT = "p2pfl_net"
+PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,20 @@ def wait_until(condition: object, what: str, timeout_s: float = WAIT_S) -> float
             sys.exit(f"{what} did not come within {timeout_s:g} s")
         time.sleep(0.001)
     return time.perf_counter() - started
+
+
+def touch_free_memory(scratch: Path, size_bytes: int) -> None:
+    """Leaves as much memory as what is measured next needs free and backed by the machine.
+
+    The host of a virtual machine takes back pages that were free for a while; the first write to such
+    a page costs more than all else that is done with it. How many of them a file meets depends on what was
+    written before, so each should meet few.
+    """
+    piece = bytes(PIECE_BYTES)
+    with open(scratch, "wb") as file:
+        for _ in range(size_bytes // PIECE_BYTES + 1):
+            file.write(piece)
+    scratch.unlink()
 
 
 class Peer:

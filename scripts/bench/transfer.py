@@ -10,11 +10,23 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
-from scripts.bench.harness import Result, at_least, at_most, chain, median, report, wait_until
+from scripts.bench.harness import (
+    Result,
+    at_least,
+    at_most,
+    chain,
+    median,
+    report,
+    touch_free_memory,
+    wait_until,
+)
 from scripts.bench.sockets import Ends, copy_s
 
-REPEATS = 7
+REPEATS = 9
+PAUSE_S = 1.0
+"""For what comes after a measurement: old rounds are deleted, publications hashed."""
 
 
 def main() -> None:
@@ -22,17 +34,22 @@ def main() -> None:
     ends = Ends.new()
     fetched, tls, tls_hashed, tcp_hashed = [], [], [], []
     with chain(2) as (server, client):
+        source, folder = server.state.model, client.state.root
+
+        def copied_s(*, ends: Ends | None, hashed: bool = False) -> float:
+            _rest(folder, size_bytes)
+            return copy_s(source, folder / "copy", ends=ends, hashed=hashed)
+
         for turn in range(REPEATS):
             server.publish(size_bytes, turn + 1)
             wait_until(lambda: client.known(published=True) == 1, "the publication")
-            time.sleep(2.0)  # the server hashes what it announced; not what is measured here
-            source, target = server.state.model, client.state.root / "copy"
-            # Before and after the fetch, so that neither side alone finds memory that was just in use.
-            before = copy_s(source, target, ends=ends)
+            # Before and after the fetch, so that what changes meanwhile is on both sides.
+            before = copied_s(ends=ends)
+            _rest(folder, size_bytes)
             fetched.append(client.collect(turn, 1))
-            tls.append((before + copy_s(source, target, ends=ends)) / 2)
-            tls_hashed.append(copy_s(source, target, ends=ends, hashed=True))
-            tcp_hashed.append(copy_s(source, target, hashed=True))
+            tls.append((before + copied_s(ends=ends)) / 2)
+            tls_hashed.append(copied_s(ends=ends, hashed=True))
+            tcp_hashed.append(copied_s(ends=None, hashed=True))
         peaks = [peer.memory_mb("VmHWM") for peer in (client, server)]
 
     def speed(seconds: list[float]) -> float:
@@ -55,6 +72,12 @@ def main() -> None:
             at_most("peak memory of the serving daemon", peaks[1], "MB", 100),
         ],
     )
+
+
+def _rest(folder: Path, size_bytes: int) -> None:
+    """Before each measurement, so that all begin alike."""
+    time.sleep(PAUSE_S)
+    touch_free_memory(folder / "fresh", 2 * size_bytes)
 
 
 if __name__ == "__main__":
