@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from p2pfl_net import limitoptions, trust
-from p2pfl_net.usage import Parser, positive, share
+from p2pfl_net.usage import Parser, positive, share, whole
 
 EPILOG = """exit codes: 0 done; 1 a fault of this program; 2 wrong usage; 3 the state directory cannot be used
 (in use, read-only, full, another host's); 4 no boot peer answered; 5 the port is taken or not allowed;
@@ -80,6 +80,13 @@ def build_parser() -> argparse.ArgumentParser:
         )
     provenance = command("provenance", _provenance, "Say what went into a model, as this peer saw it signed.")
     provenance.add_argument("digest", metavar="DIGEST", help="its weights digest, or the start of it")
+    provenance.add_argument(
+        "--limit",
+        type=whole,
+        default=100,
+        metavar="N",
+        help="tell of so many, the nearest first (100)",
+    )
     provenance.add_argument("--state", type=Path, required=True, metavar="DIR", help="the peer's directory")
     for reader in (peers, status, get, provenance):
         reader.add_argument("--json", action="store_true", help="print JSON for programs")
@@ -250,7 +257,7 @@ def _key(options: argparse.Namespace) -> None:
 def _provenance(options: argparse.Namespace) -> None:
     from p2pfl_net import provenance
 
-    provenance.run(options.state, options.digest, as_json=options.json)
+    provenance.run(options.state, options.digest, limit=options.limit, as_json=options.json)
 
 
 def _keygen(options: argparse.Namespace) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from p2pfl_state import atomic
 from p2pfl_state.errors import DirectoryUnusable
 from p2pfl_state.layout import StateDir
+from p2pfl_state.manifest import Manifest
 
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import MalformedMessage, UsageError
@@ -22,38 +22,54 @@ from p2pfl_net.runtime.versions import Seen, read_line
 from p2pfl_net.wire.versions import decode_statement, encode_statement
 
 MAX_MODELS = 10_000
-"""That are told of one ancestry; a network of years has more."""
-MAX_DEPTH = 100
 _PREFIX = re.compile(r"[0-9a-f]{8,64}")
 
 Key = tuple[PeerId, int]
 
 
 @dataclass(frozen=True)
-class Ancestor:
-    """One model of an ancestry."""
+class Named:
+    """A version as another names it."""
 
-    depth: int
-    """0: the model that was asked for; its parents have 1."""
     publisher: PeerId
     version: int
     weights: str
-    seen: Seen | None
-    """None: this peer has not seen it, only that another names it."""
-    is_repeated: bool = False
-    """Its own parents stand where it comes first."""
 
     def to_json(self) -> dict[str, Any]:
-        known = self.seen is not None
+        return {"peer_id": self.publisher, "version": self.version, "weights": self.weights}
+
+    def __str__(self) -> str:
+        return f"version {self.version} of peer {self.publisher[:16]}, weights {self.weights[:16]}"
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """One model of an ancestry."""
+
+    named: Named
+    manifest: Manifest | None
+    """Its publisher's signed word. None: this peer has not seen it, only that another names it."""
+
+    @property
+    def made_of(self) -> tuple[Named, ...]:
+        """What it went on from, then the models that were averaged in."""
+        if self.manifest is None:
+            return ()
+        before = self.manifest.previous
+        publisher = self.named.publisher
+        if before is not None and before.peer_id is not None:
+            publisher = PeerId(before.peer_id)
+        own = () if before is None else (Named(publisher, before.version, before.weights),)
+        return own + tuple(Named(PeerId(p.peer_id), p.version, p.weights) for p in self.manifest.parents)
+
+    def to_json(self) -> dict[str, Any]:
+        said = self.manifest
         return {
-            "depth": self.depth,
-            "peer_id": self.publisher,
-            "version": self.version,
-            "weights": self.weights,
-            "signed": known,
-            "samples": None if self.seen is None else self.seen[1].samples,
-            "task": None if self.seen is None else self.seen[1].task,
-            "repeated": self.is_repeated,
+            **self.named.to_json(),
+            "signed": said is not None,
+            "samples": None if said is None else said.samples,
+            "task": None if said is None else said.task,
+            "made_of": [named.to_json() for named in self.made_of],
         }
 
 
@@ -64,7 +80,7 @@ def read(root: Path) -> dict[Key, Seen]:
         raise DirectoryUnusable(
             f"{root} has no {state.provenance.name}: is it the --state of a peer that has run?"
         )
-    seen = OrderedDict[Key, Seen]()
+    seen: dict[Key, Seen] = {}
     for line in atomic.read_json_lines(state.provenance):
         found = read_line(line)
         if found is not None:
@@ -88,21 +104,23 @@ def find(seen: dict[Key, Seen], prefix: str) -> Key:
     return [key for key, (statement, _) in seen.items() if statement.weights in digests][-1]
 
 
-def ancestry(seen: dict[Key, Seen], key: Key) -> Iterator[Ancestor]:
-    """A model and all that went into it, each before its parents, depth first."""
-    told: set[Key] = set()
-    left = [(0, key, seen[key][0].weights)]
-    while left and len(told) < MAX_MODELS:
-        depth, (publisher, version), weights = left.pop()
-        found = seen.get((publisher, version))
-        if found is not None and (found[0].weights != weights or not _is_signed(found)):
-            found = None
-        is_repeated = (publisher, version) in told
-        yield Ancestor(depth, publisher, version, weights, found, is_repeated)
-        told.add((publisher, version))
-        if found is not None and not is_repeated and depth < MAX_DEPTH:
-            parents = [(depth + 1, (PeerId(p.peer_id), p.version), p.weights) for p in found[1].parents]
-            left.extend(reversed(parents))
+def ancestry(seen: dict[Key, Seen], key: Key, limit: int) -> list[Ancestor]:
+    """A model and up to `limit` - 1 that went into it, the nearest first."""
+    first = Named(key[0], key[1], seen[key][0].weights)
+    told = {first: _ancestor(seen, first)}
+    left = deque(told)
+    while left:
+        for named in told[left.popleft()].made_of:
+            if named not in told and len(told) < limit:
+                told[named] = _ancestor(seen, named)
+                left.append(named)
+    return list(told.values())
+
+
+def _ancestor(seen: dict[Key, Seen], named: Named) -> Ancestor:
+    found = seen.get((named.publisher, named.version))
+    is_known = found is not None and found[0].weights == named.weights and _is_signed(found)
+    return Ancestor(named, found[1] if found is not None and is_known else None)
 
 
 def _is_signed(found: Seen) -> bool:
@@ -112,21 +130,17 @@ def _is_signed(found: Seen) -> bool:
         return False
 
 
-def run(root: Path, digest: str, *, as_json: bool) -> None:
+def run(root: Path, digest: str, *, limit: int, as_json: bool) -> None:
     """Prints the ancestry of a model. Raises `UsageError`, `StateError`."""
     seen = read(root)
-    found = ancestry(seen, find(seen, digest))
+    found = ancestry(seen, find(seen, digest), min(limit, MAX_MODELS))
     if as_json:
         sys.stdout.write(json.dumps([ancestor.to_json() for ancestor in found]) + "\n")
         return
     for ancestor in found:
-        said = (
-            f"version {ancestor.version} of peer {ancestor.publisher[:16]}, weights {ancestor.weights[:16]}"
-        )
-        if ancestor.seen is None:
-            said += ", not seen here"
-        elif ancestor.is_repeated:
-            said += ", see above"
-        else:
-            said += f", {ancestor.seen[1].samples} samples, signed"
-        sys.stdout.write("  " * ancestor.depth + said + "\n")
+        said = ancestor.manifest
+        what = "not seen here" if said is None else f"signed, {said.samples} samples"
+        sys.stdout.write(f"{ancestor.named}: {what}\n")
+        for number, named in enumerate(ancestor.made_of):
+            went_on = number == 0 and said is not None and said.previous is not None
+            sys.stdout.write(f"  {'after' if went_on else 'with '} {named}\n")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from p2pfl_state import signed
 from p2pfl_state.layout import StateDir
-from p2pfl_state.manifest import MAX_PARENTS, Manifest, Parent
+from p2pfl_state.manifest import MAX_PARENTS, Manifest, Parent, Previous
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -143,6 +143,7 @@ class Learner:
             task=self.counters.task,
             weights="0" * 64,  # filled in by save_model
             parents=tuple(self.parents[-MAX_PARENTS:]),
+            previous=self._previous(),
             metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         )
         self.published = save_model(self.state.model, self.model, manifest)
@@ -151,6 +152,15 @@ class Learner:
         self.parents.clear()
         if time.monotonic() - self._saved_at_s >= SAVE_S:
             self.save_counters()
+
+    def _previous(self) -> Previous | None:
+        """From what this went on."""
+        if self.published is not None:
+            return Previous(self.published.version, self.published.weights)
+        if self.initial is None:
+            return None
+        given = self.initial.manifest()
+        return Previous(given.version, given.weights, self.initial.path.stem)
 
     def _next_version(self) -> int:
         """Above all that the daemon has signed: after a restored backup, that is more than we know of."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import MalformedMessage
@@ -39,6 +39,8 @@ class FormerIds:
     recently seen are forgotten first. Thread-safe."""
 
     def __init__(self) -> None:
+        self.on_news: Callable[[PeerId, tuple[PeerId, ...]], None] = lambda peer_id, former: None
+        """Hears of each peer that shows other former ids than before."""
         self._lock = threading.Lock()
         self._ids: OrderedDict[PeerId, tuple[PeerId, ...]] = OrderedDict()
 
@@ -52,7 +54,10 @@ class FormerIds:
         if not former:
             return
         with self._lock:
+            is_news = self._ids.get(peer_id) != former
             self._ids[peer_id] = former
             self._ids.move_to_end(peer_id)
             if len(self._ids) > MAX_ROTATED_PEERS:
                 self._ids.popitem(last=False)
+        if is_news:
+            self.on_news(peer_id, former)

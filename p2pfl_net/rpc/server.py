@@ -26,6 +26,7 @@ from p2pfl_net.rpc.ledger import Ledger, Upload
 from p2pfl_net.rpc.limits import Limit, Limiter, Limits
 from p2pfl_net.rpc.opencalls import MAX_OPEN_CALLS
 from p2pfl_net.rpc.options import MAX_CONNECTIONS_OPTION, SERVER_OPTIONS
+from p2pfl_net.rpc.rotations import FormerIds
 from p2pfl_net.rpc.serving import ModelSource, stream_model
 from p2pfl_net.rpc.standard import MAX_HEALTH_WATCHES, MAX_REFLECTIONS, Health, Reflection
 from p2pfl_net.rpc.status import code_of, one_line
@@ -125,6 +126,11 @@ class Server:
             reflection.SERVICE_NAME,
         )
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(Reflection(services), self._server)
+
+    @property
+    def former_ids(self) -> FormerIds:
+        """Who the callers were before their keys were replaced."""
+        return self._gate.former_ids
 
     def bind(self, host: str, port: int) -> int:
         """Binds `host` (IP literal) and `port` (0: any free one) and returns the port.

@@ -113,6 +113,8 @@ class Daemon:
             replace(config.limits, max_connections=connections_with_room(config.limits.max_connections)),
             lambda fields: outgoing.tell("limited", fields),
         )
+        for former_ids in (credentials.former_ids, server.former_ids):
+            former_ids.on_news = self._trust.follow
         port = server.bind(config.host, config.port)
         advertise = None if config.advertise is None else _resolved(config.advertise)
         hosts = listening_hosts(config.host)

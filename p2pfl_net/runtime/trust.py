@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 from typing import Protocol
 
 from p2pfl_state import trust as files
@@ -17,6 +16,7 @@ from p2pfl_net.core.ids import PeerId
 from p2pfl_net.core.membership import EVICTED
 from p2pfl_net.core.trust import Trust
 from p2pfl_net.errors import PeerFailed
+from p2pfl_net.runtime.heirs import Heirs
 from p2pfl_net.runtime.published import FileStamp, stamp_of
 from p2pfl_net.wire.trust import Standing
 
@@ -47,6 +47,7 @@ class TrustKeeper:
     ) -> None:
         """`evicted`: who gets nothing, whatever a person says. Raises `StateError` for damaged files."""
         self._evicted = evicted
+        self._heirs = Heirs()
         self._state = state
         self._me = me
         self._approved_only = approved_only
@@ -54,7 +55,8 @@ class TrustKeeper:
         self._seen = self._stamp()
         self._requests = {request.peer_id: request for request in files.read_requests(state)}
         self._shell: TrustShell | None = None
-        self.trust = self._trust_of(files.read_trust(state))
+        self._decided = files.read_trust(state)
+        self.trust = self._trust_of(self._decided)
         """An immutable snapshot, replaced whole."""
 
     def open(self, shell: TrustShell) -> None:
@@ -104,10 +106,17 @@ class TrustKeeper:
         """This peer has lied: it gets nothing any more, and nothing comes from it."""
         with self._lock:
             self._evicted |= {peer_id}
-            approved, revoked = self.trust.approved - {peer_id}, self.trust.revoked | {peer_id}
-            self.trust = replace(self.trust, approved=approved, revoked=revoked)
-            if self._shell is not None:
-                self._shell.trust_changed(self.trust)
+            self._change()
+
+    def follow(self, peer_id: PeerId, former: tuple[PeerId, ...]) -> None:
+        """This peer had these ids before, newest first, as its former keys have signed."""
+        with self._lock:
+            self._heirs.add(peer_id, former)
+            before = self.trust.said_of(peer_id)
+            self._change()
+            if self.trust.said_of(peer_id) != before:
+                fields = {"peer": peer_id, "former": former[0], "trust": self.trust.said_of(peer_id)}
+                self._tell("trust_followed", {**fields})
 
     # with the lock held ----------------------------------------------------------------------------
 
@@ -117,18 +126,24 @@ class TrustKeeper:
             return
         self._seen = stamp
         try:
-            decided = files.read_trust(self._state)
+            self._decided = files.read_trust(self._state)
         except StateError as error:
             self._tell("error", {"reason": f"{error}; until then the decisions before it hold"})
             return
-        self.trust = self._trust_of(decided)
-        if self._shell is not None:
-            self._shell.trust_changed(self.trust)
+        self._change()
         counts = {"approved": len(self.trust.approved), "revoked": len(self.trust.revoked)}
         self._tell("trust_changed", {**counts})
         open_ = {peer: r for peer, r in self._requests.items() if self.trust.said_of(PeerId(peer)) is None}
         if len(open_) < len(self._requests):
             self._keep(open_)
+
+    def _change(self) -> None:
+        """Makes what holds now the decisions of a person, those on heirs and on liars."""
+        trust = self._trust_of(self._decided)
+        if trust != self.trust:
+            self.trust = trust
+            if self._shell is not None:
+                self._shell.trust_changed(trust)
 
     def _keep(self, requests: dict[str, TrustRequest]) -> bool:
         """Replaces the requests, in the file first; whether that succeeded."""
@@ -153,4 +168,4 @@ class TrustKeeper:
     def _trust_of(self, decided: TrustFile) -> Trust:
         approved = frozenset(map(PeerId, decided.approved)) - self._evicted
         revoked = frozenset(map(PeerId, decided.revoked)) | self._evicted
-        return Trust(approved, revoked, self._approved_only)
+        return self._heirs.applied(Trust(approved, revoked, self._approved_only))

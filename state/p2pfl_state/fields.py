@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from p2pfl_state.errors import MalformedFile, UnknownContract
 from p2pfl_state.layout import CONTRACT_VERSION
+
+T = TypeVar("T")
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
 """A SHA-256 in lower-case hex: peer ids, task, weights and file digests."""
@@ -112,6 +114,11 @@ class Fields:
             self._left.pop(name, None)
             return None
         return self.digest(name)
+
+    def optional(self, name: str, read: Callable[[Any], T]) -> T | None:
+        """What `read` makes of a field that may be missing, or null."""
+        value = self._left.pop(name, None)
+        return None if value is None else read(value)
 
     def integer(self, name: str, *, low: int = 0, high: int = MAX_COUNT) -> int:
         value = self._left.pop(name, None)

@@ -57,6 +57,24 @@ class Parent:
 
 
 @dataclass(frozen=True)
+class Previous:
+    """The version from which a publisher went on."""
+
+    version: int
+    weights: str
+    peer_id: str | None = None
+    """Whose it is; None: the publisher's own."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": self.version, "weights": self.weights, "peer_id": self.peer_id}
+
+    @classmethod
+    def read(cls, value: Any) -> Previous:
+        fields = Fields(value, "manifest previous")
+        return cls(fields.integer("version"), fields.digest("weights"), fields.digest_or_none("peer_id"))
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What the publisher says of one version of its model."""
 
@@ -69,13 +87,17 @@ class Manifest:
     weights: str
     """Digest of the tensors, see `weights_digest`."""
     parents: tuple[Parent, ...] = ()
+    """Models of others that went into it since."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Finite numbers by name, the publisher's own measurements."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    previous: Previous | None = None
+    """None: it began anew, from the task's seed."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             **self.extra,
+            **({} if self.previous is None else {"previous": self.previous.to_json()}),
             "contract": CONTRACT_VERSION,
             "version": self.version,
             "samples": self.samples,
@@ -108,6 +130,7 @@ class Manifest:
             task=fields.digest("task"),
             weights=fields.digest("weights"),
             parents=tuple(Parent.read(v) for v in fields.items("parents", limit=MAX_PARENTS)),
+            previous=fields.optional("previous", Previous.read),
             metrics=metrics,
             extra=fields.extra,
         )

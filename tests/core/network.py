@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import pickle
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar, assert_never
@@ -384,5 +384,4 @@ class Network:
 
 def copied(message: M) -> M:
     """`message` as another process has it: equal, and not the same."""
-    copy: M = pickle.loads(pickle.dumps(message))
-    return copy
+    return deepcopy(message)

@@ -18,7 +18,7 @@ from p2pfl_proto.v1 import models_pb2
 from p2pfl_state import signed
 from p2pfl_state.errors import MalformedFile
 from p2pfl_state.layout import StateDir
-from p2pfl_state.manifest import Parent
+from p2pfl_state.manifest import Parent, Previous
 from p2pfl_state.signed import VERSIONS_LEFT_OUT, SignedVersion
 
 from p2pfl_net.core.ids import PeerId
@@ -267,29 +267,35 @@ def test_what_went_into_a_model_is_told_and_its_signatures_are_checked(state: St
         Parent(first.peer_id, 5, two.manifest.weights),
         unseen,
     )
-    top = replace(make_model(4, 1000).manifest, parents=parents)
+    before = make_model(5, 1000, version=2).manifest
+    top = replace(make_model(4, 1000, version=3).manifest, parents=parents)
+    top = replace(top, previous=Previous(before.version, before.weights))
     log = VersionLog(state)
-    for identity, manifest in ((first, one.manifest), (second, middle.manifest), (third, top)):
+    for identity, manifest in (
+        (first, one.manifest),
+        (second, middle.manifest),
+        (third, before),
+        (third, top),
+    ):
         log.add(versions.state(manifest, identity.peer_id, identity.public_key, identity.sign), manifest)
     forged = replace(spoken(Identity.new(), two), publisher=first.peer_id, public_key=first.public_key)
     log.add(forged, two.manifest)
     log.close()
     said = run_command("provenance", top.weights[:12], "--state", state.root, "--json")
     assert said.returncode == 0, said.stderr
-    told = [
-        (a["depth"], a["peer_id"], a["version"], a["signed"], a["repeated"]) for a in json.loads(said.stdout)
+    told = json.loads(said.stdout)
+    assert [(a["peer_id"], a["version"], a["signed"], len(a["made_of"])) for a in told] == [
+        (third.peer_id, 3, True, 5),
+        (third.peer_id, 2, True, 0),
+        (second.peer_id, 2, True, 1),
+        (first.peer_id, 1, True, 0),
+        (first.peer_id, 5, False, 0),
+        ("0" * 64, 9, False, 0),
     ]
-    assert told == [
-        (0, third.peer_id, 1, True, False),
-        (1, second.peer_id, 2, True, False),
-        (2, first.peer_id, 1, True, False),
-        (1, first.peer_id, 1, True, True),
-        (1, first.peer_id, 5, False, False),
-        (1, "0" * 64, 9, False, False),
-    ]
-    shown = run_command("provenance", top.weights, "--state", state.root).stdout.splitlines()
-    assert len(shown) == len(told)
-    assert "not seen here" in shown[-1]
+    assert told[0]["made_of"][0] == {"peer_id": third.peer_id, "version": 2, "weights": before.weights}
+    shown = run_command("provenance", top.weights, "--state", state.root, "--limit", "2").stdout.splitlines()
+    assert [line.startswith("  ") for line in shown] == [False, *[True] * 5, False]
+    assert f"after version 2 of peer {third.peer_id[:16]}" in shown[1]
     for wrong in ("abc", "../x", "f" * 64):
         refused = run_command("provenance", wrong, "--state", state.root)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)

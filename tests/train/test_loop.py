@@ -61,6 +61,8 @@ def test_a_lone_peer_learns_publishes_and_stops(state: StateDir) -> None:
     manifest = read_header(state.model).manifest()
     assert file_weights_digest(state.model) == manifest.weights
     assert (manifest.version, manifest.parents) == (4, ())
+    assert manifest.previous is not None
+    assert (manifest.previous.version, manifest.previous.peer_id) == (3, None)
     task = taskfile.read_task(state.task)
     assert task is not None
     assert manifest.task == task.digest

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from p2pfl_state.layout import StateDir
-from p2pfl_state.manifest import read_header
+from p2pfl_state.manifest import Previous, read_header
 
 from p2pfl_train import weights
 from p2pfl_train.config import (
@@ -81,6 +81,16 @@ def test_why_the_networks_weights_are_not_taken_is_told(
     _, origin, record = started(FakeDaemon(state, lambda request: [(peer_id(7), bad)]))
     assert origin.startswith(f"from the task's seed (refused the model of peer {peer_id(7)[:16]}: ")
     assert record.refused == 1
+
+
+def test_the_first_version_names_what_it_began_from(state: StateDir, published: StateDir) -> None:
+    made, _, _ = started(FakeDaemon(state, offering(published)))
+    made.publish({})
+    given = read_header(published.model).manifest()
+    first = read_header(state.model).manifest()
+    assert first.previous == Previous(given.version, given.weights, peer_id(1))
+    made.publish({})
+    assert read_header(state.model).manifest().previous == Previous(1, first.weights)
 
 
 @pytest.mark.parametrize(("deadline_s", "asked_s"), [(0.5, 3.0), (40.0, 40.0)])
