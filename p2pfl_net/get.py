@@ -24,6 +24,11 @@ from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.runtime import rotations
 from p2pfl_net.wire.models import ModelHeader
 
+_AGAIN = "; run the same command again to go on"
+_REMEDIES = {
+    FailureKind.FORBIDDEN: "",
+    FailureKind.WRONG_PEER: "; its id is another where its key was replaced: ask its operator",
+}
 NO_DEADLINE_S = 30 * 86400.0
 
 
@@ -102,8 +107,7 @@ def get(
         part.remove()
         raise FetchError(f"{address}: {error}; what came was thrown away") from None
     except RemoteError as error:
-        remedy = "" if error.kind is FailureKind.FORBIDDEN else "; run the same command again to go on"
-        raise FetchError(f"{address}: {error}{remedy}") from None
+        raise FetchError(f"{address}: {error}{_REMEDIES.get(error.kind, _AGAIN)}") from None
     except (OSError, DirectoryUnusable) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         reason = cause.strerror if isinstance(cause, OSError) else str(error)

@@ -42,7 +42,7 @@ def main() -> None:
             at_most("all know all after the last start", converged_s, "s", 3.0),
             at_most("one daemon ready after its interpreter starts, median", median(ready), "s", 0.5),
             at_most("memory of a daemon alone, idle", alone_mb, "MB", 60),
-            at_most("memory in the idle network, median", median(memory), "MB", 66),
+            at_most("memory in the idle network, median", median(memory), "MB", 60),
             Result("of it its own: proportional set size, median", median(own), "MB"),
             Result("memory in the idle network, most", max(memory), "MB"),
             at_most("processor share in the idle network, median", median(shares), "% core", 0.5),
