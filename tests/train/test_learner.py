@@ -110,7 +110,7 @@ def test_a_recovery_reaches_a_model_that_assigns_its_tensors_anew(
     if origin == "published":
         made.publish({})
     if origin == "network":
-        made.initial = file_of_ones(tmp_path / "initial.safetensors", made.model, made.counters.task)
+        made.initial = file_of_ones(tmp_path / f"{'a' * 64}.safetensors", made.model, made.counters.task)
         good = {name: torch.ones_like(tensor) for name, tensor in good.items()}
     made.train(3, lambda: False)
     made.recover()
@@ -120,7 +120,7 @@ def test_a_recovery_reaches_a_model_that_assigns_its_tensors_anew(
 
 def test_the_initial_weights_are_held_until_the_first_publication(tmp_path: Path) -> None:
     made = learner_of(tmp_path / "own", Clipped)
-    made.initial = file_of_ones(tmp_path / "initial.safetensors", made.model, made.counters.task)
+    made.initial = file_of_ones(tmp_path / f"{'a' * 64}.safetensors", made.model, made.counters.task)
     made.publish({})
     assert made.initial is None
     made.recover()
