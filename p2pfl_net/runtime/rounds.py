@@ -30,8 +30,8 @@ CLAIM_WAIT_SHARE = 0.25
 """A fetch waits so large a part of its time for another of the same weights. A guess."""
 CLAIM_LOOK_S = 0.02
 MAX_QUESTIONS = 4
-QUESTION_TIMEOUT_S = 5.0
-"""Of what a fetched model's publisher got from others. Guesses."""
+QUESTIONS_S = 5.0
+"""Questions to a publisher on what it got from others, and the time for all of them. Guesses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class RoundFiles:
     ) -> None:
         self._state = state
         self._versions = versions
+        self._comparing = threading.BoundedSemaphore(1)
         self._client = client
         self._max_model_bytes = max_model_bytes
         self._lock = threading.Lock()
@@ -132,19 +133,28 @@ class RoundFiles:
 
     def compare(self, order: Fetch, fetched: FetchedModel) -> Equivocation | None:
         """Whether the publisher of a model got from others what we got: the proof against one who tells
-        different things. Raises nothing: who does not answer proves nothing."""
-        for parent in self._versions.doubtful(fetched.manifest)[:MAX_QUESTIONS]:
-            publisher = PeerId(parent.peer_id)
-            for address in order.addresses[:1]:
-                try:
-                    statement, manifest = self._client.fetch_version(
-                        address, order.peer_id, publisher, parent.version, timeout_s=QUESTION_TIMEOUT_S
-                    )
-                except RemoteError:
-                    continue
+        different things. One at a time, the others are let go: a liar may make us doubt every model and never
+        answer. Who does not answer proves nothing. Raises `DirectoryUnusable`."""
+        doubtful = self._versions.doubtful(fetched.manifest)[:MAX_QUESTIONS]
+        if not doubtful or not self._comparing.acquire(blocking=False):
+            return None
+        try:
+            deadline = time.monotonic() + QUESTIONS_S
+            for parent in doubtful:
+                statement, manifest = self._client.fetch_version(
+                    order.addresses[0],
+                    order.peer_id,
+                    PeerId(parent.peer_id),
+                    parent.version,
+                    timeout_s=max(0.01, deadline - time.monotonic()),
+                )
                 lie = self._versions.add(statement, manifest)
                 if lie is not None:
                     return lie
+        except RemoteError:
+            return None
+        finally:
+            self._comparing.release()
         return None
 
     def _obtain(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import grpc
 import pytest
@@ -19,16 +22,20 @@ from p2pfl_state import signed
 from p2pfl_state.errors import MalformedFile
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Parent, Previous
+from p2pfl_state.markers import FetchedModel
 from p2pfl_state.signed import VERSIONS_LEFT_OUT, SignedVersion
 
-from p2pfl_net.core.ids import PeerId
-from p2pfl_net.errors import MalformedMessage
+from p2pfl_net.core.events import FailureKind, Fetch, FetchId
+from p2pfl_net.core.ids import Address, PeerId, TaskDigest
+from p2pfl_net.errors import MalformedMessage, PeerFailed
+from p2pfl_net.rpc.fetching import ModelClient
 from p2pfl_net.rpc.keys import Identity, check_signature
 from p2pfl_net.runtime.evicted import EvictedFile
+from p2pfl_net.runtime.rounds import RoundFiles
 from p2pfl_net.runtime.versions import Signer, VersionLog
 from p2pfl_net.wire import versions
 from p2pfl_net.wire.versions import Statement
-from tests.processes import wait_for
+from tests.processes import PATIENCE_S, wait_for
 from tests.rpc.callers import calling
 from tests.rpc.fake_trainer import FakeTrainer
 from tests.rpc.model_files import ModelFile, assemble, make_model, publish
@@ -236,6 +243,34 @@ def test_what_an_honest_peer_says_of_its_parents_proves_nothing(network: Network
     fetch_from(first, third.peer_id)
     wait_complete([*peers, third])
     assert not any(peer.events("peer_evicted") for peer in (*peers, third))
+
+
+class Silent:
+    """A client whose questions are answered when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked, self.ended = threading.Event(), threading.Event()
+
+    def fetch_version(self, *arguments: object, **options: object) -> None:
+        self.asked.set()
+        assert self.ended.wait(PATIENCE_S)
+        raise PeerFailed(FailureKind.UNREACHABLE, "no answer")
+
+
+def test_who_makes_us_doubt_and_never_answers_holds_one_thread(state: StateDir) -> None:
+    known, client, log = Identity.new(), Silent(), VersionLog(state)
+    log.add(spoken(known, make_model(1, 1000)), make_model(1, 1000).manifest)
+    rounds = RoundFiles(state, cast(ModelClient, client), 1 << 30, log)
+    doubtful = with_parent(make_model(2, 1000), Parent(known.peer_id, 1, "0" * 64), 1)
+    fetched = FetchedModel("1" * 64, doubtful.manifest, doubtful.digest, 1000, 0.1, reused=False)
+    order = Fetch(FetchId(1), 1, PeerId("1" * 64), (Address("127.0.0.1", 1),), TaskDigest("2" * 64), 1.0)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(rounds.compare, order, fetched)
+        assert client.asked.wait(PATIENCE_S)
+        assert rounds.compare(order, fetched) is None, "it does not wait"
+        client.ended.set()
+        assert first.result(PATIENCE_S) is None
+    log.close()
 
 
 def test_a_version_that_was_not_seen_is_not_told(network: Network) -> None:
