@@ -168,8 +168,12 @@ class Daemon:
     def _start(self, me: PeerId, port: int) -> None:
         config = self._config
         self._server.start()
-        self._say(f"peer {me[:16]} listens on {config.host} port {port}, state {self._state.root}")
-        self.note("started", {"peer": me, "port": port, "pid": os.getpid(), "instance": self._instance})
+        is_private = config.network_key is not None
+        network = "private network" if is_private else "open network (--network-key makes it private)"
+        where = f"{config.host} port {port}, state {self._state.root}"
+        self._say(f"peer {me[:16]} listens on {where}, {network}")
+        started = {"peer": me, "port": port, "pid": os.getpid(), "instance": self._instance}
+        self.note("started", {**started, "private": is_private})
         self._booting.start()
         self._interfaces.start()
 

@@ -27,7 +27,8 @@ class TcpProxy:
         whence the target sees them come; all of 127.0.0.0/8 is this machine."""
         self._source_host = source_host
         self._records = records
-        self._target_port = target_port
+        self.target_port = target_port
+        """Where new connections go; a test may change it."""
         self._delay_s = delay_s
         self._cut_after_bytes = cut_after_bytes
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -90,7 +91,7 @@ class TcpProxy:
                 return
             try:
                 target = socket.create_connection(
-                    ("127.0.0.1", self._target_port), source_address=(self._source_host, 0)
+                    ("127.0.0.1", self.target_port), source_address=(self._source_host, 0)
                 )
             except OSError:
                 caller.close()

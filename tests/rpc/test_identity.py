@@ -12,17 +12,19 @@ from p2pfl_proto.v1 import identity_pb2, models_pb2
 from p2pfl_proto.v1 import membership_pb2 as pb
 
 from p2pfl_net.core.events import FailureKind
+from p2pfl_net.core.ids import Address
 from p2pfl_net.errors import MalformedMessage, PeerFailed
-from p2pfl_net.rpc.connections import Connection, Credentials
+from p2pfl_net.rpc.connections import Connection, Connections, Credentials
 from p2pfl_net.rpc.gate import NONCE_S, Gate
 from p2pfl_net.rpc.keys import Identity, certified_peer, check_signature
+from p2pfl_net.rpc.options import TRANSFER_OPTIONS
 from p2pfl_net.wire import identity as wire
 from p2pfl_net.wire.fields import parse
 from tests.rpc.callers import CALL_TIMEOUT_S, calling, new_identity, tls_channel
 from tests.rpc.crowd import NOBODY_PORT
 from tests.rpc.model_files import make_model, publish
 from tests.rpc.peers import Network, Peer, run_command, wait_complete
-from tests.rpc.scripted_peer import JOIN, PING, call_join, fake_sender, loopback
+from tests.rpc.scripted_peer import JOIN, PING, ScriptedPeer, call_join, fake_sender, honest, loopback
 from tests.rpc.tcp_proxy import TcpProxy
 
 FETCH_MODEL = "/p2pfl.v1.Models/FetchModel"
@@ -197,6 +199,26 @@ def test_a_boot_peer_that_is_named_by_its_id(network: Network) -> None:
     assert f"peer {first.peer_id[:16]} lives there, not {second.peer_id[:16]}" in third.process.output()
 
 
+def test_a_stolen_certificate_is_worth_nothing_without_its_key(network: Network) -> None:
+    """Whoever sits on the way lets the true peer show its certificate, and answers the calls itself."""
+    victim = network.start()
+    publish(victim.state, make_model(1, 1000))
+    credentials = Credentials(new_identity())
+    with ScriptedPeer(honest(make_model(2, 1000))) as attacker, TcpProxy(victim.port) as link:
+        address = Address("127.0.0.1", link.port)
+        peer_id, _ = credentials.certificate(address, None, CALL_TIMEOUT_S)
+        assert peer_id == victim.peer_id
+        link.target_port = attacker.port
+        connections = Connections(credentials, TRANSFER_OPTIONS)
+        connection = connections.to(address, peer_id, CALL_TIMEOUT_S)
+        with pytest.raises(grpc.RpcError) as caught:
+            connection.token(CALL_TIMEOUT_S)
+        failure = connections.failed(address, caught.value, CALL_TIMEOUT_S)
+        connections.close()
+        assert failure.kind is FailureKind.WRONG_PEER
+        assert attacker.requests == []
+
+
 @pytest.mark.parametrize("boot", ["abc@127.0.0.1:1", f"{'A' * 64}@127.0.0.1:1", "@127.0.0.1:1"])
 def test_what_stands_before_the_at_is_an_id(tmp_path: Path, boot: str) -> None:
     for line in (
@@ -337,6 +359,15 @@ def test_a_private_network_admits_only_who_holds_its_key(
         channel.unary_unary(JOIN, None, None)(b"", timeout=CALL_TIMEOUT_S)
     assert code_of(caught.value) is INVALID
     assert first.known() == {second.peer_id}
+
+
+def test_a_daemon_says_whether_its_network_is_open(network: Network, network_key: Path) -> None:
+    is_open = network.start()
+    assert "open network" in is_open.process.output()
+    private = network.start("--network-key", network_key)
+    assert "open network" not in private.process.output()
+    assert "private network" in private.process.output()
+    assert [peer.events("started")[-1]["private"] for peer in (is_open, private)] == [False, True]
 
 
 def test_who_holds_a_key_joins_no_open_network(network: Network, network_key: Path) -> None:
