@@ -20,6 +20,15 @@ ADDRESSES_OF_ONE = 2
 """Of a lost peer's addresses: the one that worked, and one more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Where somebody was, or may be."""
+
+    address: Address
+    peer_id: PeerId | None
+    """Who: another that lives there now is not looked for. None: whoever does."""
+
+
 @dataclass(slots=True)
 class _Attempts:
     due: float
@@ -77,16 +86,16 @@ class LastKnown:
     def next_due(self) -> float | None:
         return None if self._soonest is None else max(self._not_before, self._soonest)
 
-    def take(self, now: float, live: int, is_known: Callable[[Address], bool]) -> Address | None:
-        """The address to try now, and later again; None: none is due, somebody we know lives there, or it
-        is left to others: all `live` peers have lost the same one, and a few attempts do for all of them."""
+    def take(self, now: float, live: int, is_known: Callable[[Address], bool]) -> Lost | None:
+        """Whom to try now, and later again; None: none is due, somebody we know lives there, or it is left to
+        others: all `live` peers have lost the same one, and a few attempts do for all of them."""
         due = self.next_due()
         if due is None or now < due:
             return None
         self._not_before = now + self._params.heal_spacing_s(live)
         share = self._params.heal_attempts / (live + 1)
         ready = [item for item in self._attempts.items() if item[1].due <= now]
-        taken: Address | None = None
+        taken: Lost | None = None
         for address, entry in sorted(ready, key=lambda item: item[1].due):
             if taken is not None:
                 break
@@ -97,7 +106,7 @@ class LastKnown:
             entry.due = now + entry.pause_s * (0.75 + 0.5 * self._random.random())
             entry.pause_s = min(2 * entry.pause_s, self._params.heal_max_s)
             if is_ours:
-                taken = address
+                taken = Lost(address, entry.peer_id)
         self._look_again()
         return taken
 

@@ -80,9 +80,10 @@ class Joining:
         heal_at = self._next_heal_at()
         if heal_at is not None and now >= heal_at:
             live = len(self._known.table.live)
-            address = self._known.last_known.take(now, live, self._is_known)
-            if address is not None:
-                self._calls.join(Purpose.HEAL, address, self._params.join_timeout_s, now)
+            lost = self._known.last_known.take(now, live, self._is_known)
+            if lost is not None:
+                timeout_s = self._params.join_timeout_s
+                self._calls.join(Purpose.HEAL, lost.address, timeout_s, now, to=lost.peer_id)
 
     def discovered(self, addresses: tuple[Address, ...], now: float) -> None:
         """Somebody may live there: asked at once, unless we know who it is."""

@@ -1,6 +1,7 @@
 """Who lived at the addresses that a person named, as ssh's known_hosts: trust on first use.
 
-Only boot addresses count. The members of a network are called by their ids, which nobody else can answer to.
+Boot addresses count, and those of the peers that an earlier life knew. The members of a network are called by
+their ids, which nobody else can answer to.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ class KnownPeers:
         self,
         path: Path,
         named: Mapping[Address, PeerId | None],
+        remembered: Mapping[Address, PeerId],
         note: Callable[[str, dict[str, object]], None],
     ) -> None:
-        """`named`: the boot peers, with their ids where they are told. `note` takes an event for the log.
+        """`named`: the boot peers, with their ids where they are told. `remembered`: where an earlier life
+        knew whom. `note` takes an event for the log.
 
         Raises `MalformedFile` for a damaged file: it is never replaced silently.
         """
         self._path = path
         self._named = named
+        self.remembered = remembered
         self._note = note
         self._lock = threading.Lock()
         self._known, self._rotated = _read(path)
@@ -48,12 +52,12 @@ class KnownPeers:
 
         `former` asks the peer for the ids that it had before, newest first, and raises what a call raises.
         """
-        if address not in self._named:
-            return
-        name, meant = str(address), self._named[address]
+        name, is_named = str(address), address in self._named
+        meant = self._named.get(address)
         with self._lock:
-            expected = self._latest(meant or self._known.get(name))
-            if expected == peer_id:
+            first = self._known.get(name) if is_named else self.remembered.get(address)
+            expected = self._latest(meant or first)
+            if expected == peer_id or (expected is None and not is_named):
                 return
             if expected is None:
                 self._known[name] = peer_id
@@ -61,10 +65,13 @@ class KnownPeers:
                 return
         ids = former()
         if expected not in ids:
-            raise PeerFailed(FailureKind.WRONG_PEER, self._refusal(name, meant, expected, peer_id))
+            reason = f"peer {peer_id[:16]} lives there now, and not {expected[:16]}"
+            if is_named:
+                reason = self._refusal(name, meant, expected, peer_id)
+            raise PeerFailed(FailureKind.WRONG_PEER, reason)
         with self._lock:
             self._rotated.update(dict.fromkeys(ids[: ids.index(expected) + 1], peer_id))
-            if meant is None:
+            if is_named and meant is None:
                 self._known[name] = peer_id
             self._write()
         self._note("key_rotated", {"address": name, "old": expected, "new": peer_id})

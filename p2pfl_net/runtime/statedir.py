@@ -14,7 +14,7 @@ from p2pfl_state.layout import CONTRACT_VERSION, StateDir
 from p2pfl_state.manifest import Manifest
 from p2pfl_state.wait import FolderWatch
 
-from p2pfl_net.core.ids import Address, parse_address
+from p2pfl_net.core.ids import Address, PeerId, is_peer_id, parse_address
 from p2pfl_net.core.messages import Record, Status
 from p2pfl_net.core.node import PeerList
 from p2pfl_net.runtime.published import FileStamp, PublishedModel, stamp_of
@@ -78,22 +78,26 @@ def _record_value(record: Record, addresses: tuple[Address, ...]) -> dict[str, A
     }
 
 
-def remembered_addresses(state: StateDir) -> tuple[Address, ...]:
-    """Addresses of peers that an earlier life of this daemon knew, a few; none if the file is damaged."""
+def remembered_peers(state: StateDir) -> dict[Address, PeerId]:
+    """Where which peers were that an earlier life of this daemon knew, a few; none if the file is damaged."""
     try:
         data = atomic.read_bounded(state.peers, MAX_PEERS_BYTES)
         value = {} if data is None else parse_object(data, "peers.json")
     except MalformedFile:
-        return ()
-    addresses = []
+        return {}
+    found: dict[Address, PeerId] = {}
     listed = value.get("peers")
     for entry in listed if isinstance(listed, list) else []:
-        if isinstance(entry, dict) and entry.get("state") == Status.ALIVE.name.lower():
-            try:
-                addresses.append(parse_address(str(entry.get("address"))))
-            except ValueError:
-                continue
-    return tuple(dict.fromkeys(addresses))[:MAX_REMEMBERED]
+        if not isinstance(entry, dict) or entry.get("state") != Status.ALIVE.name.lower():
+            continue
+        peer_id = entry.get("id")
+        try:
+            address = parse_address(str(entry.get("address")))
+        except ValueError:
+            continue
+        if is_peer_id(peer_id) and len(found) < MAX_REMEMBERED:
+            found.setdefault(address, PeerId(str(peer_id)))
+    return found
 
 
 class TrainerWatch:

@@ -41,7 +41,7 @@ from p2pfl_net.runtime.known_peers import KnownPeers
 from p2pfl_net.runtime.outgoing import Outgoing
 from p2pfl_net.runtime.published import PublishedModel
 from p2pfl_net.runtime.rounds import RoundFiles
-from p2pfl_net.runtime.statedir import EventLog, TrainerWatch, peers_value, remembered_addresses
+from p2pfl_net.runtime.statedir import EventLog, TrainerWatch, peers_value, remembered_peers
 from p2pfl_net.runtime.trust import TrustKeeper
 from p2pfl_net.runtime.versions import Signer, VersionLog
 from p2pfl_net.wire import records
@@ -72,7 +72,8 @@ class Daemon:
             home.claim(self._state)
             own = identity.load_or_create(self._state.key)
             own = rotations.with_former(own, self._state.rotations)
-            known_peers = KnownPeers(self._state.known_peers, self._config.boot, self.note)
+            remembered = remembered_peers(self._state)
+            known_peers = KnownPeers(self._state.known_peers, self._config.boot, remembered, self.note)
             self._evicted = EvictedFile(self._state)
             self._trust = TrustKeeper(
                 self._state,
@@ -127,7 +128,7 @@ class Daemon:
         driver = Driver(node, calls, rounds, self)
         outgoing = Outgoing(driver, ledger, self.note)
         self._trust.open(outgoing)
-        self._booting = Booting(config, remembered_addresses(self._state), driver, self.note)
+        self._booting = Booting(config, tuple(known_peers.remembered), driver, self.note)
         self._booting.open(me, hosts, port, advertise)
         self._server = server
         self._interfaces = InterfaceWatch(config.host, hosts, lambda found: self._moved(driver, found))

@@ -124,9 +124,7 @@ def _files(folder: Path) -> list[Target]:
         Target("home.json", _at(state.home, lambda _: home.check(state)), _WRONG, (encode_json(claimed),)),
         Target(
             "known_peers.json",
-            _at(
-                state.known_peers, lambda path: KnownPeers(path, {Address("192.0.2.1", 8000): None}, _ignore)
-            ),
+            _at(state.known_peers, lambda path: KnownPeers(path, {BOOT: None}, {}, _ignore)),
             _WRONG,
             (encode_json(known),),
         ),
@@ -173,7 +171,7 @@ def _lists(folder: Path) -> list[Target]:
     return [
         Target("peers.json", _at(state.peers, lambda path: _shown_peers(path.parent)), _WRONG, (peers,)),
         Target(
-            "remembered peers", _at(state.peers, lambda _: statedir.remembered_addresses(state)), (), (peers,)
+            "remembered peers", _at(state.peers, lambda _: statedir.remembered_peers(state)), (), (peers,)
         ),
         Target(
             "peers that differ", _at(state.peers, lambda _: peers_that_differ(state, "5a" * 32)), (), (peers,)

@@ -13,6 +13,7 @@ from p2pfl_proto.v1 import membership_pb2 as pb
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address
+from p2pfl_net.core.params import Params
 from p2pfl_net.errors import MalformedMessage, PeerFailed
 from p2pfl_net.rpc.connections import Connection, Connections, Credentials
 from p2pfl_net.rpc.gate import NONCE_S, Gate
@@ -245,6 +246,24 @@ def test_a_changed_key_at_a_known_address_is_refused_loudly(network: Network) ->
     assert first.known() == set()
     second.start("--boot", f"{first.peer_id}@{first.address}")  # as the line says
     wait_complete([first, second])
+
+
+def test_another_key_is_refused_at_each_address_of_a_peer_that_was_known(network: Network) -> None:
+    """Where the boot peer is refused, what an earlier life knew of it must be no way round."""
+    first = network.start()
+    second = network.start(boot=first)
+    wait_complete([first, second])
+    assert second.stop() == 0
+    old = first.peer_id
+    assert first.stop() == 0
+    first.state.key.unlink()
+    first.start()
+    named = f"{old}@localhost:{first.port}"
+    second.launch("--boot", named, "--boot-timeout", str(Params().remembered_after_s + 2))
+    assert second.process.wait() == 4
+    assert (first.known(), second.events("joined")[1:]) == (set(), [])
+    second.start()  # without a boot peer: those of its earlier life are asked, and it stands alone
+    assert second.known() == first.known() == set()
 
 
 def test_a_damaged_list_of_known_peers_is_not_replaced(network: Network) -> None:

@@ -321,7 +321,7 @@ def test_a_new_key_counts_where_the_expected_one_vouches_for_it(tmp_path: Path, 
 
     def opened() -> KnownPeers:
         named = {ADDRESS: first if pinned else None}
-        return KnownPeers(tmp_path / "known", named, lambda *event: noted.append(event))
+        return KnownPeers(tmp_path / "known", named, {}, lambda *event: noted.append(event))
 
     def never() -> tuple[PeerId, ...]:
         raise AssertionError("who is expected need not tell who it was")
@@ -347,7 +347,7 @@ def test_a_file_that_goes_in_circles_ends(tmp_path: Path) -> None:
     first, second = Identity.new().peer_id, Identity.new().peer_id
     value = {"contract": 1, "peers": {}, "rotated": {first: second, second: first}}
     atomic.write_json(tmp_path / "known", value)
-    known = KnownPeers(tmp_path / "known", {ADDRESS: first}, lambda *event: None)
+    known = KnownPeers(tmp_path / "known", {ADDRESS: first}, {}, lambda *event: None)
     with pytest.raises(PeerFailed):
         known.check(ADDRESS, Identity.new().peer_id, tuple)
 
