@@ -27,6 +27,8 @@ from p2pfl_net.wire.models import ModelHeader
 _AGAIN = "; run the same command again to go on"
 _REMEDIES = {
     FailureKind.FORBIDDEN: "",
+    FailureKind.INCOMPATIBLE: "",
+    FailureKind.ABSENT: "",
     FailureKind.WRONG_PEER: "; its id is another where its key was replaced: ask its operator",
 }
 NO_DEADLINE_S = 30 * 86400.0

@@ -66,7 +66,7 @@ def read_status(root: Path) -> dict[str, Any]:
         "daemon": "running" if runs else "stopped",
         "trainer": "running" if lock.is_held(state.trainer_lock) else "stopped",
         "network": "up" if boot is not None else "down",
-        "peer_id": None if boot is None else boot.peer_id,
+        "peer_id": _object(listed.get("self")).get("id") if boot is None else boot.peer_id,
         "address": None if boot is None else boot.address,
         "peers": len(listed["peers"]) if listed else None,
         "health": network.get("health"),

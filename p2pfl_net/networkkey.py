@@ -36,7 +36,7 @@ def read(path: Path) -> bytes:
             mode = os.fstat(file.fileno()).st_mode
             data = file.read(_MAX_FILE_BYTES)
     except OSError as error:
-        raise UsageError(f"--network-key {path}: {error.strerror}; p2pfl-net keygen FILE makes one") from None
+        raise UsageError(f"--network-key {path}: {error.strerror}; get it from whoever made it") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UsageError(f"--network-key {path}: others may read it; say chmod 600 {path}")
     match = _LINE.fullmatch(data.decode("ascii", "replace"))

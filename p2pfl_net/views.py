@@ -112,7 +112,7 @@ def show_fetched(header: ModelHeader, target: Path, *, as_json: bool) -> None:
         return
     _print(
         f"{target}: version {header.manifest.version} of peer {header.peer_id[:16]}, "
-        f"{header.size_bytes} bytes, SHA-256 {header.file_digest}"
+        f"{header.size_bytes} bytes, SHA-256 {header.file_digest}, weights {header.manifest.weights}"
     )
 
 

@@ -39,6 +39,8 @@ own attempt (`options`)."""
 RENEW_SHARE = 0.8
 """A token is renewed before its time is over, so that no call is refused for its age."""
 
+OTHER_NETWORK = "that peer is not of this private network, or has another --network-key"
+
 
 class Credentials:
     """What this end shows and accepts: its own key, a private network's, and whose certificate is which.
@@ -123,7 +125,10 @@ class Connection:
         if key is not None:
             expected = wire.hello_proof(key, self.peer_id, asked, hello.nonce)
             if not hmac.compare_digest(expected, hello.proof):
-                raise PeerFailed(FailureKind.INCOMPATIBLE, "it is not of this private network")
+                raise PeerFailed(
+                    FailureKind.INCOMPATIBLE,
+                    "that peer is not of this private network, or the --network-key here is another's",
+                )
             proof = wire.call_proof(key, identity.peer_id, self.peer_id, hello.nonce)
         self._former = former_ids(hello.former, self.peer_id)
         self._credentials.former_ids.note(self.peer_id, self._former)

@@ -79,7 +79,7 @@ class TrustKeeper:
             raise PeerFailed(FailureKind.FORBIDDEN, EVICTED)
         if caller in self.trust.revoked:
             raise PeerFailed(FailureKind.FORBIDDEN, REVOKED)
-        remedy = f"p2pfl-net trust request {self._me} --reason TEXT"
+        remedy = f"p2pfl-net trust request {self._me} --state DIR --reason TEXT"
         raise PeerFailed(FailureKind.FORBIDDEN, f"this peer serves approved peers only, say: {remedy}")
 
     def request(self, caller: PeerId, host: str, reason: str) -> Standing:

@@ -63,7 +63,7 @@ def test_who_serves_the_approved_only_refuses_a_stranger_the_model_and_the_task(
         answer = trainer.ask()
         assert answer.models == ()
         (failure,) = answer.failed
-        assert f"p2pfl-net trust request {source.peer_id} --reason TEXT" in failure.reason
+        assert f"p2pfl-net trust request {source.peer_id} --state DIR --reason TEXT" in failure.reason
         codes = [call_code(source, method) for method in (FETCH_MODEL, FETCH_TASK)]
         assert codes == [FORBIDDEN, FORBIDDEN]
         decide("approve", source, asker.peer_id)
@@ -104,7 +104,7 @@ def test_get_says_whom_to_ask(network: Network) -> None:
     line = ("get", source.address, "--state", asker.state.root, "--out", asker.state.root / "got")
     said = run_command(*line)
     assert said.returncode == 8
-    assert said.stderr.endswith(f"p2pfl-net trust request {source.peer_id} --reason TEXT\n")
+    assert said.stderr.endswith(f"p2pfl-net trust request {source.peer_id} --state DIR --reason TEXT\n")
     decide("approve", source, asker.peer_id)
     assert run_command(*line).returncode == 0
 
