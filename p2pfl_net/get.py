@@ -17,9 +17,10 @@ from p2pfl_state.layout import StateDir
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address, PeerId
-from p2pfl_net.errors import FetchError, MalformedModel, RemoteError, UsageError
+from p2pfl_net.errors import FetchError, MalformedModel, PeerFailed, RemoteError, UsageError
 from p2pfl_net.rpc.connections import Credentials
 from p2pfl_net.rpc.fetching import Cancellation, ModelClient, Wanted
+from p2pfl_net.rpc.following import current_id
 from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.runtime import rotations
 from p2pfl_net.wire.models import ModelHeader
@@ -29,9 +30,10 @@ _REMEDIES = {
     FailureKind.FORBIDDEN: "",
     FailureKind.INCOMPATIBLE: "",
     FailureKind.ABSENT: "",
-    FailureKind.WRONG_PEER: "; its id is another where its key was replaced: ask its operator",
+    FailureKind.WRONG_PEER: "",
 }
 NO_DEADLINE_S = 30 * 86400.0
+WHO_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def get(
     patience_s: float,
     progress: Callable[[int, int], None],
 ) -> ModelHeader:
-    """Fetches the model that the peer at `address` has published into `target`; with `peer_id`, no other's.
+    """Fetches the model that the peer at `address` has published into `target`; with `peer_id`, no other's,
+    but for the key that has replaced this one.
 
     A transfer that breaks is resumed until no byte has come for `patience_s`. Raises `UsageError`,
     `FetchError`; `target` is as it was then.
@@ -102,7 +105,8 @@ def get(
 
     client = ModelClient(credentials)
     try:
-        wanted = Wanted((address,), NO_DEADLINE_S, to=peer_id, patience_s=patience_s, waits_for_busy=True)
+        named = None if peer_id is None else _now(credentials, address, peer_id)
+        wanted = Wanted((address,), NO_DEADLINE_S, to=named, patience_s=patience_s, waits_for_busy=True)
         header = client.fetch(wanted, part.data, Cancellation(), note_then_progress, part.resume_point())
         atomic.settle(part.data, target)
     except MalformedModel as error:
@@ -120,3 +124,13 @@ def get(
         client.close()
     part.remove()
     return header
+
+
+def _now(credentials: Credentials, address: Address, named: PeerId) -> PeerId:
+    """The id that the named peer has now, or its old one where nobody answers yet. Raises `RemoteError`."""
+    try:
+        return current_id(credentials, address, named, WHO_TIMEOUT_S)
+    except PeerFailed as error:
+        if error.kind.is_unreachable:
+            return named
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import read_header
 from p2pfl_state.withdrawal import is_withdrawn
 
+from p2pfl_net.core.params import Params
 from p2pfl_net.core.twins import CONFLICT_EVENT
 
 MAX_PEERS_BYTES = 64 << 20
@@ -21,6 +23,8 @@ MAX_HOME_BYTES = 4096
 RECENT_EVENTS = 5
 ROUND_EVENT = "round_answered"
 STARTED_EVENT = "started"
+CONFLICT_HOLDS_S = 2 * Params().twin_notice_s
+"""A conflict that goes on is told of anew in half this time."""
 
 
 def read_peers(root: Path) -> dict[str, Any]:
@@ -101,14 +105,19 @@ def _recent_events(state: StateDir) -> list[dict[str, Any]]:
 
 
 def _conflict(state: StateDir) -> str | None:
-    """Whether there was a sign in this life that another process uses the same key."""
+    """Whether there was a sign lately, in this life, that another process uses the same key."""
     last = None
     for event in atomic.read_json_lines(state.events):
         if event.get("event") == CONFLICT_EVENT:
-            last = f"another process uses this peer's key, at {event.get('address') or 'an unknown address'}"
+            last = event
         elif event.get("event") == STARTED_EVENT:
             last = None
-    return last
+    if last is None:
+        return None
+    at = last.get("time")
+    if isinstance(at, int | float) and time.time() - at > CONFLICT_HOLDS_S:
+        return None
+    return f"another process uses this peer's key, at {last.get('address') or 'an unknown address'}"
 
 
 def _listed(root: Path) -> dict[str, Any]:

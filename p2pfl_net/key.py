@@ -84,13 +84,17 @@ def import_key(state: StateDir, path: Path, passphrase: bytes | None) -> Identit
     own = _read(path, passphrase)
     home.prepare(state)
     with _stopped(state):
-        there = identity.load(state.key)
+        try:
+            there = identity.load(state.key)
+        except KeyUnusable as error:
+            raise KeyUnusable(f"{error}; once it is deleted, this import puts {path} in its place") from None
         if there is not None and there.peer_id != own.peer_id:
             raise DirectoryUnusable(
                 f"{state.root} holds another key, of peer {there.peer_id[:16]}: choose another --state DIR"
             )
         if there is None:
             atomic.write_bytes(state.key, own.key_pem(), mode=MODE)
+        home.claim(state)
     return own
 
 
@@ -131,7 +135,7 @@ def _read(path: Path, passphrase: bytes | None) -> Identity:
     except identity.Encrypted:
         raise KeyUnusable(f"{path} is encrypted: give its --passphrase-file") from None
     except ValueError:
-        what = "is damaged" if passphrase is None else "is damaged, or its passphrase is another"
+        what = "holds no whole key" if passphrase is None else "is damaged, or its passphrase is another"
         raise KeyUnusable(f"{path} {what}: name a file that `key export` wrote") from None
 
 

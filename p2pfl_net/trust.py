@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from p2pfl_state.layout import StateDir
+    from p2pfl_state.trust import TrustFile
 
     from p2pfl_net.core.ids import Address, PeerId
 
@@ -93,6 +94,7 @@ def _approve(options: argparse.Namespace) -> None:
 
     state = _state(options)
     peer_id = _known_id(options.peer, state)
+    _check_other(peer_id, state)
     change_trust(state, lambda decided: decided.approve(peer_id, Decision(_now(), options.note)))
     _print(f"approved {peer_id}")
 
@@ -102,7 +104,14 @@ def _revoke(options: argparse.Namespace) -> None:
 
     state = _state(options)
     peer_id = _known_id(options.peer, state)
-    change_trust(state, lambda decided: decided.revoke(peer_id, Decision(_now(), options.note)))
+    _check_other(peer_id, state)
+
+    def revoke(decided: TrustFile) -> TrustFile:
+        earlier = decided.approved.get(peer_id) or decided.revoked.get(peer_id)
+        note = options.note or (earlier.note if earlier else None)  # it often says who the peer is
+        return decided.revoke(peer_id, Decision(_now(), note))
+
+    change_trust(state, revoke)
     _print(f"revoked {peer_id}")
 
 
@@ -112,7 +121,10 @@ def _request(options: argparse.Namespace) -> None:
     from p2pfl_net.rpc.trusting import ask_for_trust
     from p2pfl_net.wire.trust import Standing
 
-    addresses, wanted = _target(options.peer, _state(options))
+    state = _state(options)
+    addresses, wanted = _target(options.peer, state)
+    if wanted is not None:
+        _check_other(wanted, state)
     key = None if options.network_key is None else networkkey.read(options.network_key)
     try:
         peer_id, said = ask_for_trust(get.credentials(options.state, key), addresses, wanted, options.reason)
@@ -158,6 +170,16 @@ def _known_id(text: str, state: StateDir) -> str:
     with suppress(DirectoryUnusable, MalformedFile):  # it has never run, or writes its list anew
         known.update(str(entry.get("id")) for entry in read_peers(state.root)["peers"])
     return _whole_id(text, known)
+
+
+def _check_other(peer_id: str, state: StateDir) -> None:
+    """Raises `UsageError` for the peer of this directory itself, `KeyUnusable`."""
+    from p2pfl_net.errors import UsageError
+    from p2pfl_net.runtime import identity
+
+    own = identity.load(state.key)
+    if own is not None and own.peer_id == peer_id:
+        raise UsageError(f"{peer_id[:16]} is this peer itself: name another")
 
 
 def _whole_id(text: str, known: set[str]) -> str:

@@ -90,15 +90,17 @@ def run(options: pairs.PairOptions, signals: StopSignals) -> int:
     """Runs the pair to its end; the exit code. Raises `PairFailed`, `StateError`."""
     pair = pairs.Pair(options)
     watcher = watching.Watcher(pair.state)
+    daemon = watching.Tail(pair.state.daemon_log)
     try:
         pair.start()
         say(f"logs: {pair.state.daemon_log} {pair.state.trainer_log}")
         marker = pairs.wait_joined(pair, lambda: signals.asked, lambda: _tell_who_is_silent(pair.state))
+        _say_lines(daemon)
         if marker is not None:
             say(
                 f"peer {marker.peer_id[:16]} at {marker.address}, {marker.peers} other peers; Ctrl-C stops it"
             )
-        _follow(pair, watcher, signals)
+        _follow(pair, watcher, daemon, signals)
         failure = None if signals.asked else pair.failure()
         if signals.asked:
             say("stopping after a last average; Ctrl-C again kills")
@@ -131,12 +133,19 @@ def _tell_who_is_silent(state: StateDir) -> None:
     say(f"no boot peer has answered yet{': ' if reasons else ''}{reasons}; they are asked again and again")
 
 
-def _follow(pair: pairs.Pair, watcher: watching.Watcher, signals: StopSignals) -> None:
+def _say_lines(log: watching.Tail) -> None:
+    for line in log.lines():
+        say(line.decode("utf-8", "replace"))
+
+
+def _follow(pair: pairs.Pair, watcher: watching.Watcher, daemon: watching.Tail, signals: StopSignals) -> None:
+    """Says how the training goes, and what the daemon has to tell, such as another process with its key."""
     next_news_at_s = time.monotonic() + NEWS_S
     while not signals.asked and pair.death() is None:
         time.sleep(pairs.LOOK_S)
         if time.monotonic() >= next_news_at_s:
             next_news_at_s += NEWS_S
+            _say_lines(daemon)
             seen = watcher.look()
             accuracies = _accuracies(seen.accuracy_trained, seen.accuracy_averaged)
             why = f" (why: {pair.state.trainer_log})" if seen.peers_known and not seen.models else ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from p2pfl_state.errors import StateError
 from p2pfl_state.layout import StateDir
@@ -31,33 +33,45 @@ class Figures:
     """The last line of this life: measured on all evaluation examples."""
 
 
-class Watcher:
-    """Reads `metrics.jsonl` as it grows, from its end at the first look, and `peers.json`."""
+class Tail:
+    """The whole lines that a file has got since it was looked at first."""
 
-    def __init__(self, state: StateDir) -> None:
-        self.figures = Figures()
-        self._state = state
-        self._offset = state.metrics.stat().st_size if state.metrics.exists() else 0
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() else 0
         self._rest = b""
 
-    def look(self) -> Figures:
-        """The figures now. Raises `OSError` when a file cannot be read."""
+    def lines(self) -> Iterator[bytes]:
+        """Those since the last look. Raises `OSError` when the file cannot be read."""
         while new := self._read():
             *lines, self._rest = (self._rest + new).split(b"\n")
-            for text in lines:
-                self._take(text)
-        self.figures.peers_known = live_peers(self._state)
-        return self.figures
+            yield from lines
 
     def _read(self) -> bytes:
         try:
-            with open(self._state.metrics, "rb") as file:
+            with open(self._path, "rb") as file:
                 file.seek(self._offset)
                 new = file.read(MAX_READ_BYTES)
         except FileNotFoundError:
             return b""
         self._offset += len(new)
         return new
+
+
+class Watcher:
+    """Reads `metrics.jsonl` as it grows, from its end at the first look, and `peers.json`."""
+
+    def __init__(self, state: StateDir) -> None:
+        self.figures = Figures()
+        self._state = state
+        self._metrics = Tail(state.metrics)
+
+    def look(self) -> Figures:
+        """The figures now. Raises `OSError` when a file cannot be read."""
+        for text in self._metrics.lines():
+            self._take(text)
+        self.figures.peers_known = live_peers(self._state)
+        return self.figures
 
     def _take(self, text: bytes) -> None:
         try:

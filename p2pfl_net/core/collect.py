@@ -158,6 +158,7 @@ class Collector:
         transfer = self._round.active.pop(event.fetch)
         self._round.ended_bytes += transfer.size_bytes
         self._round.done[event.fetch] = transfer.peer_id
+        self.offences.serves(transfer.peer_id)
         self._advance(now)
         return self._take_outputs()
 
@@ -167,6 +168,8 @@ class Collector:
             return []
         if event.kind is FailureKind.INVALID:
             self._out += self.offences.offend(transfer.peer_id, event.reason, now)
+        if event.kind is FailureKind.FORBIDDEN:
+            self.offences.refuses(transfer.peer_id, now)
         if event.kind is FailureKind.BUSY:
             self._round.busy.append((now + self._params.busy_retry_s, transfer.peer_id))
         self._drop(self._round, event.fetch, event.reason)

@@ -179,7 +179,7 @@ class Node:
         outputs: list[Output] = [*offences.judge(event, now)]
 
         def is_welcome(peer_id: PeerId) -> bool:
-            return self._trust.allows(peer_id) and not offences.is_aside(peer_id, now)
+            return self._trust.allows(peer_id) and offences.is_asked(peer_id, now)
 
         chosen = candidates(event, self.membership.me, table, self._params, self._random, is_welcome)
         return outputs + self._collector.ask(

@@ -3,6 +3,8 @@
 A model offends that breaks the protocol on its way here, or that the trainer refuses. Some in a row put
 its peer aside: no round asks it for a while, which doubles each further time in the row. A model ends the row
 that was answered to the trainer and that its next request does not refuse: until then nobody looked at it.
+
+Whoever refuses us its model has done nothing wrong, but is asked ever more rarely.
 """
 
 from __future__ import annotations
@@ -27,21 +29,51 @@ class _Row:
     """When it comes back, in the core's time."""
 
 
+@dataclass(slots=True)
+class _Refusals:
+    """Refusals to serve us, since it last did."""
+
+    count: int = 0
+    until: float = 0.0
+    """When it is asked again, in the core's time."""
+
+
 class Offences:
     """The offenders of one peer's rounds."""
 
     def __init__(self, params: Params) -> None:
         self._params = params
         self._rows: dict[PeerId, _Row] = {}
+        self._refusing: dict[PeerId, _Refusals] = {}
         self._unjudged: set[PeerId] = set()
         """Whose models were answered and can still be refused."""
         self.counts: Counter[PeerId] = Counter()
         """How often a peer's model was invalid here or refused by the trainer, since the start."""
 
     def is_aside(self, peer_id: PeerId, now: float) -> bool:
-        """Whether no round asks this peer now."""
+        """Whether this peer is put aside for wrong models."""
         row = self._rows.get(peer_id)
         return row is not None and now < row.until
+
+    def is_asked(self, peer_id: PeerId, now: float) -> bool:
+        """Whether a round may ask this peer now."""
+        refusing = self._refusing.get(peer_id)
+        return not self.is_aside(peer_id, now) and (refusing is None or now >= refusing.until)
+
+    def refuses(self, peer_id: PeerId, now: float) -> None:
+        """The peer does not let us have its model."""
+        if peer_id not in self._refusing and len(self._refusing) >= self._params.max_peers:
+            return
+        refusing = self._refusing.setdefault(peer_id, _Refusals())
+        if now < refusing.until:
+            return
+        seconds = self._params.forbidden_s * 2**refusing.count
+        refusing.until = now + min(seconds, self._params.forbidden_max_s)
+        refusing.count = min(refusing.count + 1, 64)
+
+    def serves(self, peer_id: PeerId) -> None:
+        """The peer has let us have its model."""
+        self._refusing.pop(peer_id, None)
 
     def offend(self, peer_id: PeerId, reason: str, now: float) -> list[Note]:
         """Counts a wrong model; a note where its peer is put aside for it."""

@@ -125,10 +125,7 @@ class Connection:
         if key is not None:
             expected = wire.hello_proof(key, self.peer_id, asked, hello.nonce)
             if not hmac.compare_digest(expected, hello.proof):
-                raise PeerFailed(
-                    FailureKind.INCOMPATIBLE,
-                    "that peer is not of this private network, or the --network-key here is another's",
-                )
+                raise PeerFailed(FailureKind.INCOMPATIBLE, OTHER_NETWORK)
             proof = wire.call_proof(key, identity.peer_id, self.peer_id, hello.nonce)
         self._former = former_ids(hello.former, self.peer_id)
         self._credentials.former_ids.note(self.peer_id, self._former)

@@ -12,6 +12,7 @@ from p2pfl_net.core.ids import Address, PeerId
 from p2pfl_net.errors import PeerFailed
 from p2pfl_net.rpc.client import resolve
 from p2pfl_net.rpc.connections import Connections, Credentials
+from p2pfl_net.rpc.following import current_id
 from p2pfl_net.rpc.ledger import Admission
 from p2pfl_net.rpc.options import MEMBERSHIP_OPTIONS
 from p2pfl_net.wire import trust as wire
@@ -40,13 +41,17 @@ def ask_for_trust(
         *others, last = [literal for address in addresses for literal in resolve(address)]
         for literal in others:
             try:
-                return _ask(connections, literal, peer_id, reason)
+                return _ask(connections, literal, _now(credentials, literal, peer_id), reason)
             except PeerFailed as error:
                 if error.kind is FailureKind.FORBIDDEN:
                     raise
-        return _ask(connections, last, peer_id, reason)
+        return _ask(connections, last, _now(credentials, last, peer_id), reason)
     finally:
         connections.close()
+
+
+def _now(credentials: Credentials, address: Address, peer_id: PeerId | None) -> PeerId | None:
+    return None if peer_id is None else current_id(credentials, address, peer_id, REQUEST_TIMEOUT_S)
 
 
 def _ask(

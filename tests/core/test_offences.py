@@ -102,6 +102,22 @@ def test_a_model_is_good_only_when_the_next_request_does_not_refuse_it() -> None
     assert not offences.is_aside(OTHER, 0.0)
 
 
+def test_who_refuses_to_serve_is_asked_ever_more_rarely_until_it_serves() -> None:
+    offences, now, waited = Offences(PARAMS), 0.0, []
+    for _ in range(8):
+        offences.refuses(PEER, now)
+        offences.refuses(PEER, now)  # of another fetch under way
+        assert (offences.is_asked(PEER, now), offences.is_aside(PEER, now)) == (False, False)
+        assert offences.is_asked(OTHER, now)
+        pause_s = next(s for s in range(1, 100) if offences.is_asked(PEER, now + s))
+        waited.append(pause_s)
+        now += pause_s
+    assert waited == [2, 4, 8, 16, 32, 60, 60, 60]
+    offences.serves(PEER)
+    offences.refuses(PEER, now)
+    assert offences.is_asked(PEER, now + PARAMS.forbidden_s)
+
+
 def test_the_number_of_offenders_is_bounded() -> None:
     offences = Offences(replace(PARAMS, max_peers=5))
     for number in range(50):
@@ -168,9 +184,10 @@ def test_who_is_put_aside_is_no_candidate_until_its_time_is_over() -> None:
 def test_a_refusal_to_serve_is_no_offence(kind: FailureKind) -> None:
     _, asker, _ = asker_and_liar()
     for number in range(LIMIT + 1):
-        outputs = asker.node.handle(Ask(number, 1, 10.0, TASK), 10.0)
+        now = 10.0 + number * PARAMS.forbidden_max_s
+        outputs = asker.node.handle(Ask(number, 1, 10.0, TASK), now)
         for fetch in [output for output in outputs if isinstance(output, Fetch)]:
-            asker.node.handle(FetchFailed(fetch.fetch, kind, "no"), 10.0)
+            asker.node.handle(FetchFailed(fetch.fetch, kind, "no"), now)
     (view,) = asker.node.peer_list().peers
     is_offence = kind is FailureKind.INVALID
     assert (view.offences, view.is_aside) == (LIMIT if is_offence else 0, is_offence)

@@ -232,3 +232,18 @@ def test_a_directory_in_use_is_left_alone(processes: Processes, tmp_path: Path) 
     assert "is in use by another daemon" in pair.output()
     assert not state.daemon_log.exists(), "nothing was started"
     assert daemon.stop() == 0
+
+
+def test_another_process_with_the_key_is_told_of(processes: Processes, tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "peer")
+    pair = start_pair(processes, state.root, "--data", "none")
+    marker = wait_for(lambda: markers.read_boot_done(state), what="the pair")
+    copy = StateDir(tmp_path / "copy")
+    copy.root.mkdir()
+    copy.key.write_bytes(state.key.read_bytes())
+    copy.key.chmod(0o600)
+    serve = ("-m", "p2pfl_net", "serve", "--state", copy.root, "--host", "127.0.0.1", "--port", "0")
+    processes.start_python("twin", *serve, "--boot", marker.address)
+    pair.wait_output("ANOTHER PROCESS USES THE KEY")
+    pair.signal(signal.SIGINT)
+    assert pair.wait() == 0

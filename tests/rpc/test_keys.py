@@ -30,6 +30,7 @@ from p2pfl_net.wire import identity as wire
 from p2pfl_net.wire.fields import parse
 from p2pfl_net.wire.rotation import MAX_ROTATIONS, FormerKey
 from tests.rpc.callers import CALL_TIMEOUT_S, tls_channel
+from tests.rpc.model_files import make_model, publish
 from tests.rpc.peers import Network, Peer, run_command, wait_complete
 
 
@@ -104,6 +105,7 @@ def test_a_key_is_carried_to_another_directory(
         assert key("import", other.root, copy, *options).returncode == 0
         assert other.key.read_bytes() == state.key.read_bytes()
         assert stat.S_IMODE(other.key.stat().st_mode) == 0o600
+    assert run_command("status", "--state", other.root).returncode == 0, "it has not run yet"
 
 
 def test_an_export_overwrites_nothing(state: StateDir, tmp_path: Path) -> None:
@@ -152,6 +154,10 @@ def test_wrong_files_are_one_line(state: StateDir, tmp_path: Path) -> None:
     assert not new.exists(), "a refused file makes no directory"
     state.key.write_bytes(b"damaged")
     refusal(7, key("show", state.root))
+    key_pem = private_file(tmp_path / "plain", whole.key_pem())
+    assert "once it is deleted" in refusal(7, key("import", state.root, key_pem))
+    state.key.unlink()
+    assert key("import", state.root, key_pem).returncode == 0
 
 
 def test_the_daemon_must_be_stopped(network: Network, tmp_path: Path) -> None:
@@ -376,6 +382,19 @@ def test_a_boot_peer_with_a_new_key_is_still_the_boot_peer(network: Network, pin
     (event,) = second.events("key_rotated")
     assert (event["address"], event["old"], event["new"]) == (first.address, old, first.peer_id)
     assert second.known() == {first.peer_id}
+
+
+def test_get_and_requests_find_a_peer_by_the_id_that_it_had(network: Network, tmp_path: Path) -> None:
+    peer, asker = network.start(), network.start()
+    model = publish(peer.state, make_model(1, 1000))
+    old = restarted_with_a_new_key(peer)
+    out = tmp_path / "model"
+    said = run_command("get", f"{old}@{peer.address}", "--out", out)
+    assert (said.returncode, out.read_bytes()) == (0, model.data), said.stderr
+    assert peer.peer_id[:16] in said.stdout
+    line = ("trust", "request", f"{old}@{peer.address}", "--state", asker.state.root, "--reason", "to learn")
+    said = run_command(*line)
+    assert (said.returncode, said.stdout.split()[1]) == (0, peer.peer_id), said.stderr
 
 
 def test_a_peer_with_a_new_key_joins_as_a_new_peer(network: Network) -> None:

@@ -67,8 +67,8 @@ def test_who_serves_the_approved_only_refuses_a_stranger_the_model_and_the_task(
         codes = [call_code(source, method) for method in (FETCH_MODEL, FETCH_TASK)]
         assert codes == [FORBIDDEN, FORBIDDEN]
         decide("approve", source, asker.peer_id)
-        fetched = trainer.ask(want_task=True)
-        assert [model.file_digest for model in fetched.models] == [MODEL.digest]
+        (fetched,) = wait_for(lambda: trainer.ask(want_task=True).models or None, what="it is asked again")
+        assert fetched.file_digest == MODEL.digest
         assert trainer.files() >= {"task.json"}
         assert call_code(source, FETCH_MODEL) is FORBIDDEN, "the others are still strangers"
     wait_complete([asker, source])
@@ -156,7 +156,8 @@ def test_a_revocation_ends_an_upload_that_stands_still_and_outlives_a_restart(ne
         answer = wait_for(round_once_it_is_known_again, what="a round with the restarted peer")
         assert (answer.models, "has revoked you" in answer.failed[0].reason) == ((), True)
         decide("approve", source, asker.peer_id)
-        assert [fetched.file_digest for fetched in trainer.ask().models] == [model.digest]
+        (fetched,) = wait_for(lambda: trainer.ask().models or None, what="it is asked again")
+        assert fetched.file_digest == model.digest
 
 
 def test_a_revocation_ends_a_fetch_that_stands_still(network: Network) -> None:
@@ -301,6 +302,8 @@ def test_the_start_of_an_id_stands_for_the_one_peer_that_has_it(network: Network
     assert "no peer known" in refused(2, "revoke", peer, "87654321")
     for wrong in ("1234567", "12345678x", "1234567A", "a" * 65, "", "../../etc", "\x1b[2J456789"):
         assert "64 lower-case hex digits" in refused(2, "revoke", peer, wrong)
+    assert "this peer itself" in refused(2, "approve", peer, peer.peer_id)
+    assert "this peer itself" in refused(2, "revoke", peer, peer.peer_id)
     decide("revoke", peer, "12345678a")
     assert (ids(peer, "approved"), ids(peer, "revoked")) == ([twins[1]], [twins[0]])
 
@@ -313,6 +316,10 @@ def test_notes_and_times_are_shown(network: Network) -> None:
     (line,) = decide("list", peer).splitlines()
     assert line.startswith(f"approved  {'a' * 64}  20")
     assert line.endswith("a colleague")
+    decide("revoke", peer, "a" * 64)
+    (line,) = decide("list", peer).splitlines()
+    assert line.startswith("revoked")
+    assert line.endswith("a colleague"), "it says who that is"
 
 
 # a damaged file ------------------------------------------------------------------------------------

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
+from p2pfl_state import atomic
+
 from tests.rpc.peers import Network, Peer, run_command
 
 CONFLICT = "identity_conflict"
@@ -30,6 +34,10 @@ def test_both_are_told_and_say_what_to_do(network: Network) -> None:
             assert word in line
         assert other.address in shown_conflict(one)
     assert third.events(CONFLICT) == []
+    log = peer.state.events
+    aged = [json.dumps({**event, "time": 1e9}) + "\n" for event in atomic.read_json_lines(log)]
+    log.write_text("".join(aged))
+    assert shown_conflict(peer) == "-", "a long time ago: the other is gone"
     assert shown_conflict(third) == "-"
     assert twin.stop() == 0
     assert run_command("key", "rotate", "--state", twin.state.root).returncode == 0
