@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -79,9 +80,20 @@ def stream_model(
 def _chunks(served: ServedFile, offset: int, upload: Upload, chunk_bytes: int) -> Iterator[bytes]:
     """The bytes from `offset` on, each chunk in the wire form of its message."""
     for size in models.chunk_sizes(offset, served.size_bytes, chunk_bytes):
-        chunk = os.pread(served.handle, size, offset)
-        if len(chunk) < size:
-            raise PeerFailed(FailureKind.LOCAL, "the published file became shorter")
+        part = _read_behind(models.chunk_prefix(size), served.handle, size, offset)
         upload.sent_bytes += size
-        yield models.chunk_prefix(size) + chunk
+        yield part
         offset += size
+
+
+def _read_behind(prefix: bytes, handle: int, size: int, offset: int) -> bytes:
+    """`prefix` and bytes of the file, copied once on their way from it: `BytesIO` gives its buffer away."""
+    whole = io.BytesIO()
+    whole.seek(len(prefix) + size - 1)
+    whole.write(b"\0")  # makes room
+    whole.seek(0)
+    whole.write(prefix)
+    with whole.getbuffer() as buffer:
+        if os.preadv(handle, [buffer[len(prefix) :]], offset) < size:
+            raise PeerFailed(FailureKind.LOCAL, "the published file became shorter")
+    return whole.getvalue()
