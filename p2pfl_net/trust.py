@@ -66,11 +66,18 @@ def _list(options: argparse.Namespace) -> None:
 
     state = _state(options)
     decided, asking = files.read_trust(state), files.read_requests(state)
+    now: dict[str, str] = {}
+    for heir in files.read_heirs(state):
+        for old in heir.former:
+            now.setdefault(old, heir.peer_id)
     requests = [r for r in asking if r.peer_id not in decided.approved and r.peer_id not in decided.revoked]
     lists = (("approved", decided.approved), ("revoked", decided.revoked))
     if options.json:
         value: dict[str, Any] = {
-            name: [{"id": peer, "time": made.time, "note": made.note} for peer, made in decisions.items()]
+            name: [
+                {"id": peer, "time": made.time, "note": made.note, "now": now.get(peer)}
+                for peer, made in decisions.items()
+            ]
             for name, decisions in lists
         }
         value["requests"] = [
@@ -80,7 +87,8 @@ def _list(options: argparse.Namespace) -> None:
         return
     for name, decisions in lists:
         for peer, made in decisions.items():
-            _print(f"{name:<8}  {peer}  {_date(made.time)}  {made.note or ''}".rstrip())
+            present = f"(its key was replaced, it is {now[peer]} now)  " if peer in now else ""
+            _print(f"{name:<8}  {peer}  {_date(made.time)}  {present}{made.note or ''}".rstrip())
     for request in requests:
         _print(
             f"asks      {request.peer_id}  {_date(request.time)}  from {request.address}: {request.reason}"

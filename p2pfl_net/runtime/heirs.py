@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Set
+
+from p2pfl_state.trust import MAX_HEIRS, Heir
 
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.core.trust import Trust
-
-MAX_HEIRS = 1024
-"""Peers with former ids that are remembered; those that came first are forgotten first."""
 
 
 class Heirs:
@@ -16,7 +16,7 @@ class Heirs:
 
     Of several that one old key vouches for, the first counts: a second line is a thief's. It inherits no
     approval, but a revocation all the same. An old id that has an heir is approved no more: its key may be in
-    other hands.
+    other hands. `MAX_HEIRS` are remembered; those that came first are forgotten first.
     """
 
     def __init__(self) -> None:
@@ -32,6 +32,14 @@ class Heirs:
             _, forgotten = self._former.popitem(last=False)
             for old in forgotten:
                 self._heir.pop(old, None)
+
+    def of(self, decided: Set[str]) -> tuple[Heir, ...]:
+        """Those of peers on whom, under any of their ids, was decided, in the order in which they came."""
+        return tuple(
+            Heir(peer_id, former)
+            for peer_id, former in self._former.items()
+            if not decided.isdisjoint((peer_id, *former))
+        )
 
     def applied(self, trust: Trust) -> Trust:
         """The same decisions, for the heirs too. What a person said of an heir itself comes first."""

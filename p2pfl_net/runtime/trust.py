@@ -48,6 +48,9 @@ class TrustKeeper:
         """`evicted`: who gets nothing, whatever a person says. Raises `StateError` for damaged files."""
         self._evicted = evicted
         self._heirs = Heirs()
+        self._kept_heirs = files.read_heirs(state)
+        for heir in self._kept_heirs:
+            self._heirs.add(PeerId(heir.peer_id), tuple(map(PeerId, heir.former)))
         self._state = state
         self._me = me
         self._approved_only = approved_only
@@ -114,6 +117,7 @@ class TrustKeeper:
             self._heirs.add(peer_id, former)
             before = self.trust.said_of(peer_id)
             self._change()
+            self._keep_heirs()
             if self.trust.said_of(peer_id) != before:
                 fields = {"peer": peer_id, "former": former[0], "trust": self.trust.said_of(peer_id)}
                 self._tell("trust_followed", {**fields})
@@ -131,6 +135,7 @@ class TrustKeeper:
             self._tell("error", {"reason": f"{error}; until then the decisions before it hold"})
             return
         self._change()
+        self._keep_heirs()
         counts = {"approved": len(self.trust.approved), "revoked": len(self.trust.revoked)}
         self._tell("trust_changed", {**counts})
         open_ = {peer: r for peer, r in self._requests.items() if self.trust.said_of(PeerId(peer)) is None}
@@ -144,6 +149,17 @@ class TrustKeeper:
             self.trust = trust
             if self._shell is not None:
                 self._shell.trust_changed(trust)
+
+    def _keep_heirs(self) -> None:
+        """So that after a restart no old key counts whose peer has another: it may be a thief's."""
+        heirs = self._heirs.of(self._decided.approved.keys() | self._decided.revoked.keys())
+        if heirs == self._kept_heirs:
+            return
+        self._kept_heirs = heirs
+        try:
+            files.write_heirs(self._state, heirs)
+        except StateError as error:
+            self._tell("error", {"reason": str(error)})
 
     def _keep(self, requests: dict[str, TrustRequest]) -> bool:
         """Replaces the requests, in the file first; whether that succeeded."""

@@ -118,6 +118,10 @@ class StateDir:
     def trust_requests(self) -> Path:
         return self.root / "trust_requests.json"
 
+    @property
+    def trust_heirs(self) -> Path:
+        return self.root / "trust_heirs.json"
+
     # written by the commands with which a person decides
     @property
     def trust(self) -> Path:

@@ -1,7 +1,8 @@
-"""Whom a person trusts, and who asks for it: `trust.json` and `trust_requests.json`.
+"""Whom a person trusts, who asks for it, and who has another key now: `trust.json`, `trust_requests.json` and
+`trust_heirs.json`.
 
-The first is written by the command `p2pfl-net trust` only, one at a time under `trust.lock`, the second by
-the daemon only. Both are read whole, bounded and checked, and hold nothing that a terminal would obey.
+The first is written by the command `p2pfl-net trust` only, one at a time under `trust.lock`, the others by
+the daemon only. All are read whole, bounded and checked, and hold nothing that a terminal would obey.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ MAX_REQUESTS = 256
 MAX_TEXT = 500
 """Characters of a note, and of the reason of a request."""
 MAX_ADDRESS = 64
+MAX_HEIRS = 1024
+"""Peers whose former ids are kept."""
+MAX_FORMER = 8
+"""Of one peer, as many as it can show."""
 MAX_TRUST_BYTES = 16 << 20
+MAX_HEIRS_BYTES = 1 << 20
 MAX_REQUESTS_BYTES = 4 << 20
 LOCK_PATIENCE_S = 10.0
 """How long a command waits for another one, which holds the lock for milliseconds."""
@@ -104,6 +110,28 @@ class TrustRequest:
         )
 
 
+@dataclass(frozen=True)
+class Heir:
+    """A peer that has replaced its key since, by its former keys' word."""
+
+    peer_id: str
+    """Its present id."""
+    former: tuple[str, ...]
+    """The ids that it had before, newest first."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"peer_id": self.peer_id, "former": list(self.former)}
+
+    @classmethod
+    def read(cls, value: Any) -> Heir:
+        what = "trust_heirs.json heirs"
+        fields = Fields(value, what)
+        former = fields.items("former", limit=MAX_FORMER)
+        if not former or not all(isinstance(old, str) and DIGEST.fullmatch(old) for old in former):
+            raise MalformedFile(f"{what}: field 'former' must be peer ids")
+        return cls(fields.digest("peer_id"), tuple(former))
+
+
 def is_line(text: str) -> bool:
     """Whether a text may be a note or a reason: one printable line that says something."""
     return 0 < len(text) <= MAX_TEXT and text.isprintable() and not text.isspace()
@@ -118,6 +146,19 @@ def read_trust(state: StateDir) -> TrustFile:
 def read_requests(state: StateDir) -> tuple[TrustRequest, ...]:
     """Who asks, oldest first. Raises `StateError` for a damaged file."""
     return _read(state.trust_requests, MAX_REQUESTS_BYTES, _parse_requests, "remove it") or ()
+
+
+def read_heirs(state: StateDir) -> tuple[Heir, ...]:
+    """Who follows whom, as it was learned. Raises `StateError` for a damaged file."""
+    remedy = "remove it to learn it anew from the peers themselves"
+    return _read(state.trust_heirs, MAX_HEIRS_BYTES, _parse_heirs, remedy) or ()
+
+
+def write_heirs(state: StateDir, heirs: Iterable[Heir]) -> None:
+    """Not synced: the peers tell it again. Raises `StateError`."""
+    value = {"contract": CONTRACT_VERSION, "heirs": [heir.to_json() for heir in heirs]}
+    _parse_heirs(atomic.encode_json(value))
+    atomic.write_json(state.trust_heirs, value, durable=False)
 
 
 def write_requests(state: StateDir, requests: Iterable[TrustRequest]) -> None:
@@ -166,6 +207,12 @@ def _parse_requests(data: bytes) -> tuple[TrustRequest, ...]:
     fields = Fields(parse_object(data, "trust_requests.json"), "trust_requests.json")
     fields.contract()
     return tuple(TrustRequest.read(value) for value in fields.items("requests", limit=MAX_REQUESTS))
+
+
+def _parse_heirs(data: bytes) -> tuple[Heir, ...]:
+    fields = Fields(parse_object(data, "trust_heirs.json"), "trust_heirs.json")
+    fields.contract()
+    return tuple(Heir.read(value) for value in fields.items("heirs", limit=MAX_HEIRS))
 
 
 def _read_decisions(fields: Fields, name: str) -> dict[str, Decision]:

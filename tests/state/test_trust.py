@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from p2pfl_state import trust
 from p2pfl_state.errors import DirectoryInUse, MalformedFile, UnknownContract
 from p2pfl_state.layout import StateDir
-from p2pfl_state.trust import Decision, TrustFile, TrustRequest, change_trust, read_requests, read_trust
+from p2pfl_state.trust import (
+    Decision,
+    Heir,
+    TrustFile,
+    TrustRequest,
+    change_trust,
+    read_heirs,
+    read_requests,
+    read_trust,
+)
 
 ID, OTHER = "a" * 64, "b" * 64
 MADE = Decision(1000.5, "a colleague")
@@ -163,3 +172,23 @@ def test_too_many_requests_are_refused(state: StateDir) -> None:
     with pytest.raises(MalformedFile, match="at most 256"):
         trust.write_requests(state, [one] * 257)
     assert read_requests(state) == ()
+
+
+def test_heirs_are_kept_in_order_and_bounded(state: StateDir) -> None:
+    heirs = [Heir("b" * 64, ("a" * 64,)), Heir("c" * 64, ("b" * 64, "a" * 64))]
+    assert read_heirs(state) == ()
+    trust.write_heirs(state, heirs)
+    assert read_heirs(state) == tuple(heirs)
+    for wrong in (
+        [heirs[0]] * (trust.MAX_HEIRS + 1),
+        [Heir("x", ("a" * 64,))],
+        [Heir("a" * 64, ())],
+        [Heir("a" * 64, ("b" * 64,) * 9)],
+        [Heir("a" * 64, ("../b",))],
+    ):
+        with pytest.raises(MalformedFile):
+            trust.write_heirs(state, wrong)
+    assert read_heirs(state) == tuple(heirs)
+    state.trust_heirs.write_bytes(b"[")
+    with pytest.raises(MalformedFile, match="remove it"):
+        read_heirs(state)
