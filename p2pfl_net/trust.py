@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,15 +68,14 @@ def _list(options: argparse.Namespace) -> None:
     state = _state(options)
     decided, asking = files.read_trust(state), files.read_requests(state)
     now: dict[str, str] = {}
-    for heir in files.read_heirs(state):
-        for old in heir.former:
-            now.setdefault(old, heir.peer_id)
+    for link in files.read_links(state):
+        now.setdefault(link.old, link.new)
     requests = [r for r in asking if r.peer_id not in decided.approved and r.peer_id not in decided.revoked]
     lists = (("approved", decided.approved), ("revoked", decided.revoked))
     if options.json:
         value: dict[str, Any] = {
             name: [
-                {"id": peer, "time": made.time, "note": made.note, "now": now.get(peer)}
+                {"id": peer, "time": made.time, "note": made.note, "now": _present(peer, now)}
                 for peer, made in decisions.items()
             ]
             for name, decisions in lists
@@ -87,7 +87,7 @@ def _list(options: argparse.Namespace) -> None:
         return
     for name, decisions in lists:
         for peer, made in decisions.items():
-            present = f"(its key was replaced, it is {now[peer]} now)  " if peer in now else ""
+            present = f"(its key was replaced, it is {_present(peer, now)} now)  " if peer in now else ""
             _print(f"{name:<8}  {peer}  {_date(made.time)}  {present}{made.note or ''}".rstrip())
     for request in requests:
         _print(
@@ -95,6 +95,15 @@ def _list(options: argparse.Namespace) -> None:
         )
     if not (decided.approved or decided.revoked or requests):
         _print("nobody is approved or revoked, and nobody asks")
+
+
+def _present(peer: str, heirs: Mapping[str, str]) -> str | None:
+    """The id that a peer has now; None: the same as ever."""
+    seen = {peer}
+    while (heir := heirs.get(peer)) is not None and heir not in seen:
+        seen.add(heir)
+        peer = heir
+    return peer if len(seen) > 1 else None
 
 
 def _approve(options: argparse.Namespace) -> None:

@@ -49,6 +49,11 @@ class FormerIds:
         with self._lock:
             return self._ids.get(peer_id, ())
 
+    def all(self) -> tuple[tuple[PeerId, tuple[PeerId, ...]], ...]:
+        """Each peer that has replaced its key, and the ids that it had before."""
+        with self._lock:
+            return tuple(self._ids.items())
+
     def note(self, peer_id: PeerId, former: tuple[PeerId, ...]) -> None:
         """The peer is here, and has shown this of itself."""
         if not former:

@@ -30,6 +30,7 @@ from p2pfl_net.rpc.connections import Credentials
 from p2pfl_net.rpc.fetching import ModelClient
 from p2pfl_net.rpc.keys import Identity, check_signature
 from p2pfl_net.rpc.ledger import Ledger
+from p2pfl_net.rpc.rotations import FormerIds
 from p2pfl_net.rpc.server import Server
 from p2pfl_net.runtime import identity, rotations
 from p2pfl_net.runtime.booting import Booting
@@ -58,6 +59,7 @@ class Daemon:
         self._state = StateDir(config.state)
         self._instance = markers.new_instance()
         self._model_version = 0
+        self._former_ids: tuple[FormerIds, ...] = ()
 
     def serve(self) -> None:
         """Runs until a signal. Raises `NetError` or `StateError` for what stops it otherwise."""
@@ -80,6 +82,7 @@ class Daemon:
                 own.peer_id,
                 approved_only=self._config.approved_only,
                 evicted=frozenset(proof.peer_id for proof in self._evicted.proofs),
+                shown=lambda: [shown for source in self._former_ids for shown in source.all()],
             )
             self._versions = VersionLog(self._state)
             signer = Signer(self._state, own, self._versions)
@@ -114,7 +117,8 @@ class Daemon:
             replace(config.limits, max_connections=connections_with_room(config.limits.max_connections)),
             lambda fields: outgoing.tell("limited", fields),
         )
-        for former_ids in (credentials.former_ids, server.former_ids):
+        self._former_ids = (credentials.former_ids, server.former_ids)
+        for former_ids in self._former_ids:
             former_ids.on_news = self._trust.follow
         port = server.bind(config.host, config.port)
         advertise = None if config.advertise is None else _resolved(config.advertise)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from p2pfl_state import trust as files
@@ -43,14 +44,18 @@ class TrustKeeper:
     """
 
     def __init__(
-        self, state: StateDir, me: PeerId, *, approved_only: bool, evicted: frozenset[PeerId] = frozenset()
+        self,
+        state: StateDir,
+        me: PeerId,
+        *,
+        approved_only: bool,
+        evicted: frozenset[PeerId] = frozenset(),
+        shown: Callable[[], Iterable[tuple[PeerId, tuple[PeerId, ...]]]] = tuple,
     ) -> None:
-        """`evicted`: who gets nothing, whatever a person says. Raises `StateError` for damaged files."""
+        """`evicted`: who gets nothing, whatever a person says. `shown`: the former ids that peers have shown
+        in this life, for decisions that come after. Raises `StateError` for damaged files."""
+        self._shown = shown
         self._evicted = evicted
-        self._heirs = Heirs()
-        self._kept_heirs = files.read_heirs(state)
-        for heir in self._kept_heirs:
-            self._heirs.add(PeerId(heir.peer_id), tuple(map(PeerId, heir.former)))
         self._state = state
         self._me = me
         self._approved_only = approved_only
@@ -59,6 +64,9 @@ class TrustKeeper:
         self._requests = {request.peer_id: request for request in files.read_requests(state)}
         self._shell: TrustShell | None = None
         self._decided = files.read_trust(state)
+        self._heirs = Heirs(self._decided_ids())
+        self._kept_links = files.read_links(state)
+        self._heirs.restore(self._kept_links)
         self.trust = self._trust_of(self._decided)
         """An immutable snapshot, replaced whole."""
 
@@ -114,10 +122,11 @@ class TrustKeeper:
     def follow(self, peer_id: PeerId, former: tuple[PeerId, ...]) -> None:
         """This peer had these ids before, newest first, as its former keys have signed."""
         with self._lock:
-            self._heirs.add(peer_id, former)
+            if not self._heirs.add(peer_id, former):
+                return
             before = self.trust.said_of(peer_id)
             self._change()
-            self._keep_heirs()
+            self._keep_links()
             if self.trust.said_of(peer_id) != before:
                 fields = {"peer": peer_id, "former": former[0], "trust": self.trust.said_of(peer_id)}
                 self._tell("trust_followed", {**fields})
@@ -134,8 +143,11 @@ class TrustKeeper:
         except StateError as error:
             self._tell("error", {"reason": f"{error}; until then the decisions before it hold"})
             return
+        self._heirs.decide(self._decided_ids())
+        for peer_id, former in self._shown():
+            self._heirs.add(peer_id, former)
         self._change()
-        self._keep_heirs()
+        self._keep_links()
         counts = {"approved": len(self.trust.approved), "revoked": len(self.trust.revoked)}
         self._tell("trust_changed", {**counts})
         open_ = {peer: r for peer, r in self._requests.items() if self.trust.said_of(PeerId(peer)) is None}
@@ -150,14 +162,17 @@ class TrustKeeper:
             if self._shell is not None:
                 self._shell.trust_changed(trust)
 
-    def _keep_heirs(self) -> None:
+    def _decided_ids(self) -> frozenset[PeerId]:
+        return frozenset(map(PeerId, (*self._decided.approved, *self._decided.revoked)))
+
+    def _keep_links(self) -> None:
         """So that after a restart no old key counts whose peer has another: it may be a thief's."""
-        heirs = self._heirs.of(self._decided.approved.keys() | self._decided.revoked.keys())
-        if heirs == self._kept_heirs:
+        links = self._heirs.links
+        if links == self._kept_links:
             return
-        self._kept_heirs = heirs
+        self._kept_links = links
         try:
-            files.write_heirs(self._state, heirs)
+            files.write_links(self._state, links)
         except StateError as error:
             self._tell("error", {"reason": str(error)})
 

@@ -8,7 +8,7 @@ the daemon only. All are read whole, bounded and checked, and hold nothing that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,10 +25,8 @@ MAX_REQUESTS = 256
 MAX_TEXT = 500
 """Characters of a note, and of the reason of a request."""
 MAX_ADDRESS = 64
-MAX_HEIRS = 1024
-"""Peers whose former ids are kept."""
-MAX_FORMER = 8
-"""Of one peer, as many as it can show."""
+MAX_LINKS = 4096
+"""Replaced keys that are remembered."""
 MAX_TRUST_BYTES = 16 << 20
 MAX_HEIRS_BYTES = 1 << 20
 MAX_REQUESTS_BYTES = 4 << 20
@@ -111,25 +109,17 @@ class TrustRequest:
 
 
 @dataclass(frozen=True)
-class Heir:
-    """A peer that has replaced its key since, by its former keys' word."""
+class Link:
+    """One key has vouched for another that replaced it."""
 
-    peer_id: str
-    """Its present id."""
-    former: tuple[str, ...]
-    """The ids that it had before, newest first."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {"peer_id": self.peer_id, "former": list(self.former)}
+    old: str
+    """The former peer id, and the one that followed it."""
+    new: str
 
     @classmethod
-    def read(cls, value: Any) -> Heir:
-        what = "trust_heirs.json heirs"
-        fields = Fields(value, what)
-        former = fields.items("former", limit=MAX_FORMER)
-        if not former or not all(isinstance(old, str) and DIGEST.fullmatch(old) for old in former):
-            raise MalformedFile(f"{what}: field 'former' must be peer ids")
-        return cls(fields.digest("peer_id"), tuple(former))
+    def read(cls, value: Any) -> Link:
+        fields = Fields(value, "trust_heirs.json links")
+        return cls(fields.digest("old"), fields.digest("new"))
 
 
 def is_line(text: str) -> bool:
@@ -148,16 +138,16 @@ def read_requests(state: StateDir) -> tuple[TrustRequest, ...]:
     return _read(state.trust_requests, MAX_REQUESTS_BYTES, _parse_requests, "remove it") or ()
 
 
-def read_heirs(state: StateDir) -> tuple[Heir, ...]:
+def read_links(state: StateDir) -> tuple[Link, ...]:
     """Who follows whom, as it was learned. Raises `StateError` for a damaged file."""
     remedy = "remove it to learn it anew from the peers themselves"
-    return _read(state.trust_heirs, MAX_HEIRS_BYTES, _parse_heirs, remedy) or ()
+    return _read(state.trust_heirs, MAX_HEIRS_BYTES, _parse_links, remedy) or ()
 
 
-def write_heirs(state: StateDir, heirs: Iterable[Heir]) -> None:
+def write_links(state: StateDir, links: Iterable[Link]) -> None:
     """Not synced: the peers tell it again. Raises `StateError`."""
-    value = {"contract": CONTRACT_VERSION, "heirs": [heir.to_json() for heir in heirs]}
-    _parse_heirs(atomic.encode_json(value))
+    value = {"contract": CONTRACT_VERSION, "links": [asdict(link) for link in links]}
+    _parse_links(atomic.encode_json(value))
     atomic.write_json(state.trust_heirs, value, durable=False)
 
 
@@ -209,10 +199,10 @@ def _parse_requests(data: bytes) -> tuple[TrustRequest, ...]:
     return tuple(TrustRequest.read(value) for value in fields.items("requests", limit=MAX_REQUESTS))
 
 
-def _parse_heirs(data: bytes) -> tuple[Heir, ...]:
+def _parse_links(data: bytes) -> tuple[Link, ...]:
     fields = Fields(parse_object(data, "trust_heirs.json"), "trust_heirs.json")
     fields.contract()
-    return tuple(Heir.read(value) for value in fields.items("heirs", limit=MAX_HEIRS))
+    return tuple(Link.read(value) for value in fields.items("links", limit=MAX_LINKS))
 
 
 def _read_decisions(fields: Fields, name: str) -> dict[str, Decision]:

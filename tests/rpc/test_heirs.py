@@ -8,14 +8,14 @@ from contextlib import suppress
 import grpc
 from hypothesis import given
 from hypothesis import strategies as st
-from p2pfl_state.trust import MAX_HEIRS
 
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.core.trust import Trust
+from p2pfl_net.rpc import rotations as chains
 from p2pfl_net.rpc.fetching import FETCH_MODEL_METHOD
 from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.runtime import identity
-from p2pfl_net.runtime.heirs import Heirs
+from p2pfl_net.runtime.heirs import MAX_RIVALS_OF_ONE, MAX_ROTATIONS_OF_ONE, Heirs
 from tests.processes import wait_for
 from tests.rpc.callers import CALL_TIMEOUT_S, calling
 from tests.rpc.deciding import decide, refused
@@ -30,19 +30,26 @@ def approved(*peers: PeerId) -> Trust:
     return Trust(approved=frozenset(peers), approved_only=True)
 
 
+def number(n: int) -> PeerId:
+    return PeerId(f"{n:064x}")
+
+
 def test_an_approval_goes_to_the_heir_and_leaves_the_old_key() -> None:
-    heirs = Heirs()
-    heirs.add(B, (A,))
+    heirs = Heirs([A])
+    assert heirs.add(B, (A,))
     assert heirs.applied(approved(A)) == approved(B)
-    heirs.add(C, (B, A))
+    assert heirs.add(C, (B, A))
+    assert not heirs.add(C, (B, A)), "no news"
     assert heirs.applied(approved(A)) == approved(C)
+    heirs.decide([C])
     assert heirs.applied(approved(C)) == approved(C)
+    assert heirs.links == ()
     assert heirs.applied(approved()) == approved()
 
 
 def test_a_second_line_from_an_old_key_inherits_no_approval() -> None:
     for later in ((A,), (B, A)):
-        heirs = Heirs()
+        heirs = Heirs([A])
         heirs.add(B, (A,))
         heirs.add(C, (B, A))
         heirs.add(THIEF, later)
@@ -50,29 +57,57 @@ def test_a_second_line_from_an_old_key_inherits_no_approval() -> None:
 
 
 def test_a_revocation_goes_to_all_heirs_until_a_person_says_otherwise() -> None:
-    heirs = Heirs()
+    heirs = Heirs([A])
     heirs.add(B, (A,))
     heirs.add(THIEF, (A,))
     assert heirs.applied(Trust(revoked=frozenset([A]))).revoked == {A, B, THIEF}
+    heirs.decide([A, B])
     decided = heirs.applied(Trust(approved=frozenset([B]), revoked=frozenset([A])))
     assert decided == Trust(frozenset([B]), frozenset([A, THIEF]))
 
 
-@given(st.lists(st.tuples(st.sampled_from([A, B, C, THIEF]), st.lists(st.sampled_from([A, B, C, THIEF])))))
-def test_whatever_is_said_nobody_is_both(lines: list[tuple[PeerId, list[PeerId]]]) -> None:
-    heirs = Heirs()
+def test_what_a_person_said_of_an_heir_holds_for_its_heirs() -> None:
+    heirs = Heirs([A, B])
+    heirs.add(C, (B, A))
+    decided = heirs.applied(Trust(approved=frozenset([B]), revoked=frozenset([A])))
+    assert decided == Trust(frozenset([C]), frozenset([A]))
+    decided = heirs.applied(Trust(approved=frozenset([A]), revoked=frozenset([B])))
+    assert decided == Trust(frozenset(), frozenset([B, C]))
+
+
+@given(
+    st.sets(st.sampled_from([A, B, C, THIEF])),
+    st.lists(st.tuples(st.sampled_from([A, B, C, THIEF]), st.lists(st.sampled_from([A, B, C, THIEF])))),
+)
+def test_whatever_is_shown_nobody_is_both(
+    others: set[PeerId], lines: list[tuple[PeerId, list[PeerId]]]
+) -> None:
+    heirs = Heirs({A, B} | others)
     for peer_id, former in lines:
         heirs.add(peer_id, tuple(dict.fromkeys(old for old in former if old != peer_id)))
-    decided = heirs.applied(Trust(frozenset([A]), frozenset([B])))
+    decided = heirs.applied(Trust(frozenset({A} | others - {B}), frozenset([B])))
     assert not decided.approved & decided.revoked
     assert B in decided.revoked
+    again = Heirs({A, B} | others)
+    again.restore(heirs.links)
+    assert again.links == heirs.links
 
 
-def test_what_is_remembered_is_bounded() -> None:
-    heirs = Heirs()
-    for number in range(MAX_HEIRS + 10):
-        heirs.add(PeerId(f"{number:064x}"), (PeerId(f"{number + 10**6:064x}"),))
-    assert len(heirs._former) == len(heirs._heir) == MAX_HEIRS
+def test_strangers_and_thieves_make_nobody_forget_an_heir() -> None:
+    heirs = Heirs([A])
+    heirs.add(B, (A,))
+    for n in range(10_000):
+        heirs.add(number(2 * n), (number(2 * n + 1),))
+        heirs.add(number(10**6 + n), (A,))
+        heirs.add(THIEF, (number(2 * 10**6 + n), A))
+    assert len(heirs.links) <= 1 + MAX_RIVALS_OF_ONE
+    assert heirs.applied(approved(A)) == approved(B)
+    line = (B, A)
+    for n in range(2 * MAX_ROTATIONS_OF_ONE):
+        heirs.add(number(3 * 10**6 + n), line)
+        line = (number(3 * 10**6 + n), *line)
+    last = number(3 * 10**6 + MAX_ROTATIONS_OF_ONE - 2)
+    assert heirs.applied(approved(A)) == approved(last), "rivals take no place of the line's own"
 
 
 def test_an_approved_peer_with_a_new_key_is_served(network: Network) -> None:
@@ -112,11 +147,15 @@ def test_an_old_key_counts_no_more_after_a_restart_either(network: Network) -> N
     asker.start(boot=source)
     source.wait_event("trust_followed", peer=asker.peer_id)
     assert asker.stop() == 0
+    thief = chains.rotated(stolen, Identity.new())
+    for other in (chains.rotated(Identity.new(), Identity.new()), thief):
+        assert fetch_code(source, other) is grpc.StatusCode.PERMISSION_DENIED
     source.kill()
     source.start("--trust", "approve")
-    assert fetch_code(source, stolen) is grpc.StatusCode.PERMISSION_DENIED
+    for other in (stolen, thief):
+        assert fetch_code(source, other) is grpc.StatusCode.PERMISSION_DENIED
     heirs = source.state.trust_heirs
-    heirs.write_bytes(b'{"contract": 1, "heirs": [{"peer_id": "../x", "former": []}]}')
+    heirs.write_bytes(b'{"contract": 1, "links": [{"old": "../x", "new": "y"}]}')
     assert "trust_heirs.json is damaged" in refused(3, "list", source)
 
 

@@ -16,11 +16,11 @@ from p2pfl_state.errors import DirectoryInUse, MalformedFile, UnknownContract
 from p2pfl_state.layout import StateDir
 from p2pfl_state.trust import (
     Decision,
-    Heir,
+    Link,
     TrustFile,
     TrustRequest,
     change_trust,
-    read_heirs,
+    read_links,
     read_requests,
     read_trust,
 )
@@ -174,21 +174,16 @@ def test_too_many_requests_are_refused(state: StateDir) -> None:
     assert read_requests(state) == ()
 
 
-def test_heirs_are_kept_in_order_and_bounded(state: StateDir) -> None:
-    heirs = [Heir("b" * 64, ("a" * 64,)), Heir("c" * 64, ("b" * 64, "a" * 64))]
-    assert read_heirs(state) == ()
-    trust.write_heirs(state, heirs)
-    assert read_heirs(state) == tuple(heirs)
-    for wrong in (
-        [heirs[0]] * (trust.MAX_HEIRS + 1),
-        [Heir("x", ("a" * 64,))],
-        [Heir("a" * 64, ())],
-        [Heir("a" * 64, ("b" * 64,) * 9)],
-        [Heir("a" * 64, ("../b",))],
-    ):
+def test_who_follows_whom_is_kept_in_order_and_bounded(state: StateDir) -> None:
+    links = [Link("a" * 64, "b" * 64), Link("b" * 64, "c" * 64)]
+    assert read_links(state) == ()
+    trust.write_links(state, links)
+    assert read_links(state) == tuple(links)
+    wrong = [[links[0]] * (trust.MAX_LINKS + 1), [Link("a" * 64, "x")], [Link("../b", "a" * 64)]]
+    for refused in wrong:
         with pytest.raises(MalformedFile):
-            trust.write_heirs(state, wrong)
-    assert read_heirs(state) == tuple(heirs)
+            trust.write_links(state, refused)
+    assert read_links(state) == tuple(links)
     state.trust_heirs.write_bytes(b"[")
     with pytest.raises(MalformedFile, match="remove it"):
-        read_heirs(state)
+        read_links(state)
