@@ -7,13 +7,21 @@ STAMP := $(VENV)/.installed
 # More options for pip, such as another index with a smaller torch.
 PIP_OPTIONS ?=
 
+# A misspelt variable would be left out silently, and with it perhaps the key of a private network.
+KNOWN := PYTHON VENV PIP_OPTIONS PORT BOOT SHARD STATE DATA DATA_DIR MODEL TAGS ARGS NET_ARGS LISTEN NETWORK_KEY TRUST \
+	HOSTS OUT SECONDS MINUTES PEERS KILL FUZZ_SECONDS SHELL
+GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $(v))),$(v)))
+UNKNOWN := $(filter-out $(KNOWN) MAKE%,$(GIVEN))
+$(if $(UNKNOWN),$(error no such variable here: $(UNKNOWN); make help lists them))
+
 # One shell word, and --name='value' for a variable that has one.
 quoted = '$(subst ','\'',$(1))'
 option = $(if $($(2)),--$(1)=$(call quoted,$($(2))))
 SCRIPTS := $(BIN)/python -m scripts
 # What a peer is started with, alone or on many hosts.
 PEER = $(call option,data,DATA) $(call option,data-dir,DATA_DIR) $(call option,model,MODEL) $(call option,tags,TAGS) \
-	$(call option,args,ARGS) $(call option,net-args,NET_ARGS) $(call option,host,LISTEN)
+	$(call option,args,ARGS) $(call option,net-args,NET_ARGS) $(call option,host,LISTEN) \
+	$(call option,network-key,NETWORK_KEY) $(call option,trust,TRUST)
 
 .PHONY: help setup proto check test test-slow test-lab fuzz run demo launch stop paper bench clean
 .DEFAULT_GOAL := help
@@ -58,14 +66,14 @@ $(FUZZ_STAMP): $(STAMP)
 fuzz: $(FUZZ_STAMP) ## damaged input to every decoder, led by coverage; what breaks one goes to report/fuzz: [FUZZ_SECONDS=60]
 	@$(BIN)/python -m scripts.fuzz --seconds $(call quoted,$(FUZZ_SECONDS))
 
-run: $(STAMP) ## one peer until Ctrl-C: PORT=8001 BOOT=host:8000, or BOOT=auto on a LAN [DATA= DATA_DIR= SHARD=1/10 MODEL= TAGS= STATE= ARGS=]
+run: $(STAMP) ## one peer until Ctrl-C: PORT=8001 BOOT=host:8000, or BOOT=auto on a LAN [DATA= DATA_DIR= SHARD=1/10 MODEL= TAGS= NETWORK_KEY= TRUST=approve STATE= ARGS= NET_ARGS=]
 	@$(SCRIPTS) run --port=$(call quoted,$(PORT)) $(call option,boot,BOOT) $(call option,shard,SHARD) \
 		$(call option,state,STATE) $(PEER)
 
 demo: $(STAMP) ## a small network learns in front of you, in about a minute: [SECONDS=40 OUT=]
 	@$(SCRIPTS) demo $(call option,out,OUT) $(call option,seconds,SECONDS)
 
-launch: $(STAMP) ## start peers over ssh, each booted to the one before: HOSTS=hosts.txt [BOOT=host:8000|auto DATA= MODEL= TAGS= ARGS=]
+launch: $(STAMP) ## start peers over ssh, each booted to the one before: HOSTS=hosts.txt [BOOT=host:8000|auto DATA= MODEL= TAGS= NETWORK_KEY= TRUST= ARGS= NET_ARGS=]
 	@$(SCRIPTS) launch $(call option,hosts,HOSTS) $(call option,boot,BOOT) $(PEER)
 
 stop: $(STAMP) ## end the peers that make launch started: HOSTS=hosts.txt

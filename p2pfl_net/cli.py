@@ -268,12 +268,18 @@ def _keygen(options: argparse.Namespace) -> None:
 
 
 def _get(options: argparse.Namespace) -> None:
+    from p2pfl_state.layout import StateDir
+
     from p2pfl_net import config, get, networkkey, views
     from p2pfl_net.rpc import allocator
+    from p2pfl_net.runtime.known_peers import successor
 
     allocator.tune()
     address, peer_id = config.parse_target(options.address)
     key = None if options.network_key is None else networkkey.read(options.network_key)
+    latest = None
+    if options.state is not None and peer_id is not None:
+        latest = successor(StateDir(options.state), peer_id)
     with views.progress_bar(hidden=options.json) as progress:
         header = get.get(
             address,
@@ -282,5 +288,6 @@ def _get(options: argparse.Namespace) -> None:
             get.credentials(options.state, key),
             patience_s=options.patience,
             progress=progress,
+            latest=latest,
         )
     views.show_fetched(header, options.out, as_json=options.json)

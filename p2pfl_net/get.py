@@ -79,9 +79,10 @@ def get(
     *,
     patience_s: float,
     progress: Callable[[int, int], None],
+    latest: PeerId | None = None,
 ) -> ModelHeader:
     """Fetches the model that the peer at `address` has published into `target`; with `peer_id`, no other's,
-    but for the key that has replaced this one.
+    but for the key that has replaced this one (`latest`: see `current_id`).
 
     A transfer that breaks is resumed until no byte has come for `patience_s`. Raises `UsageError`,
     `FetchError`; `target` is as it was then.
@@ -105,7 +106,7 @@ def get(
 
     client = ModelClient(credentials)
     try:
-        named = None if peer_id is None else _now(credentials, address, peer_id)
+        named = None if peer_id is None else _now(credentials, address, peer_id, latest)
         wanted = Wanted((address,), NO_DEADLINE_S, to=named, patience_s=patience_s, waits_for_busy=True)
         header = client.fetch(wanted, part.data, Cancellation(), note_then_progress, part.resume_point())
         atomic.settle(part.data, target)
@@ -126,11 +127,12 @@ def get(
     return header
 
 
-def _now(credentials: Credentials, address: Address, named: PeerId) -> PeerId:
-    """The id that the named peer has now, or its old one where nobody answers yet. Raises `RemoteError`."""
+def _now(credentials: Credentials, address: Address, named: PeerId, latest: PeerId | None) -> PeerId:
+    """The id that the named peer has now, or the last one known where nobody answers yet. Raises
+    `RemoteError`."""
     try:
-        return current_id(credentials, address, named, WHO_TIMEOUT_S)
+        return current_id(credentials, address, named, WHO_TIMEOUT_S, latest)
     except PeerFailed as error:
         if error.kind.is_unreachable:
-            return named
+            return latest or named
         raise

@@ -78,6 +78,7 @@ def read_status(root: Path) -> dict[str, Any]:
         "counters": _object(network.get("counters")),
         "model": _published(state),
         "withdrawn": is_withdrawn(state),
+        "trust": _trust(state),
         "last_round": _last_round(state),
         "recent_events": _recent_events(state),
     }
@@ -118,6 +119,31 @@ def _conflict(state: StateDir) -> str | None:
     if isinstance(at, int | float) and time.time() - at > CONFLICT_HOLDS_S:
         return None
     return f"another process uses this peer's key, at {last.get('address') or 'an unknown address'}"
+
+
+def _trust(state: StateDir) -> dict[str, Any]:
+    """How many peers a person decided on, and how many ask for it."""
+    from p2pfl_state import trust as files
+
+    try:
+        decided, asking = files.read_trust(state), files.read_requests(state)
+    except MalformedFile as error:
+        return {"damaged": str(error)}
+    undecided = [r for r in asking if r.peer_id not in decided.approved and r.peer_id not in decided.revoked]
+    return {
+        "served": _last_started(state).get("trust"),
+        "approved": len(decided.approved),
+        "revoked": len(decided.revoked),
+        "ask": len(undecided),
+    }
+
+
+def _last_started(state: StateDir) -> dict[str, Any]:
+    started: dict[str, Any] = {}
+    for event in atomic.read_json_lines(state.events):
+        if event.get("event") == STARTED_EVENT:
+            started = event
+    return started
 
 
 def _listed(root: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from p2pfl_state import atomic, home, lock
+from p2pfl_state import atomic, home, lock, signed
 from p2pfl_state.errors import DirectoryUnusable
 from p2pfl_state.layout import StateDir
 
@@ -42,6 +42,7 @@ def run(options: argparse.Namespace, say: Say) -> None:
         case "import":
             own = import_key(state, options.file, _passphrase(options.passphrase_file))
             say(f"{state.root} is peer {own.peer_id[:16]} now: run it in one place only")
+            say("its versions go on above all that this key may have signed elsewhere, so the numbers jump")
         case _:
             _rotate(state, say, as_json=options.json)
 
@@ -93,6 +94,7 @@ def import_key(state: StateDir, path: Path, passphrase: bytes | None) -> Identit
                 f"{state.root} holds another key, of peer {there.peer_id[:16]}: choose another --state DIR"
             )
         if there is None:
+            signed.leave_out_earlier(state)
             atomic.write_bytes(state.key, own.key_pem(), mode=MODE)
         home.claim(state)
     return own

@@ -34,6 +34,8 @@ def add_options(serve: argparse.ArgumentParser) -> None:
         ("streams", "begun downloads of a model"),
         ("joins", "joins and exchanges of all that is known"),
         ("records", "records of peers, in all its messages"),
+        ("requests", "requests to be approved"),
+        ("accusations", "proofs against other peers"),
     ):
         default = getattr(DEFAULTS, name)
         add(f"--max-{name}", type=whole, default=default, metavar="N", help=f"{text}, a minute ({default})")
@@ -52,6 +54,8 @@ def limits_of(options: argparse.Namespace) -> Limits:
         streams=options.max_streams,
         joins=options.max_joins,
         records=options.max_records,
+        requests=options.max_requests,
+        accusations=options.max_accusations,
         max_connections=options.max_connections,
         max_upload_bytes_s=None if options.max_upload is None else options.max_upload * 1e6,
         max_stream_s=options.max_stream_time,

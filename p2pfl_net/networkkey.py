@@ -37,9 +37,9 @@ def read(path: Path) -> bytes:
             data = file.read(_MAX_FILE_BYTES)
     except OSError as error:
         raise UsageError(f"--network-key {path}: {error.strerror}; get it from whoever made it") from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise UsageError(f"--network-key {path}: others may read it; say chmod 600 {path}")
     match = _LINE.fullmatch(data.decode("ascii", "replace"))
     if match is None:
         raise UsageError(f"--network-key {path}: not a network key; p2pfl-net keygen FILE makes one")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise UsageError(f"--network-key {path}: others may read it; say chmod 600 {path}")
     return bytes.fromhex(match[1])

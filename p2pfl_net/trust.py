@@ -109,42 +109,62 @@ def _present(peer: str, heirs: Mapping[str, str]) -> str | None:
 def _approve(options: argparse.Namespace) -> None:
     from p2pfl_state.trust import Decision, change_trust
 
+    from p2pfl_net.core.ids import PeerId
+    from p2pfl_net.runtime.known_peers import successor
+
     state = _state(options)
-    peer_id = _known_id(options.peer, state)
-    _check_other(peer_id, state)
+    _check_other(options.peer, state)
+    named = _known_id(options.peer, state)
+    peer_id = successor(state, PeerId(named)) or named
     change_trust(state, lambda decided: decided.approve(peer_id, Decision(_now(), options.note)))
-    _print(f"approved {peer_id}")
+    _print(f"approved {peer_id}{_before(named, peer_id)}")
 
 
 def _revoke(options: argparse.Namespace) -> None:
     from p2pfl_state.trust import Decision, change_trust
 
+    from p2pfl_net.core.ids import PeerId
+    from p2pfl_net.runtime.known_peers import successor
+
     state = _state(options)
-    peer_id = _known_id(options.peer, state)
-    _check_other(peer_id, state)
+    _check_other(options.peer, state)
+    named = _known_id(options.peer, state)
+    peer_id = successor(state, PeerId(named)) or named
 
     def revoke(decided: TrustFile) -> TrustFile:
-        earlier = decided.approved.get(peer_id) or decided.revoked.get(peer_id)
-        note = options.note or (earlier.note if earlier else None)  # it often says who the peer is
-        return decided.revoke(peer_id, Decision(_now(), note))
+        for one in dict.fromkeys((named, peer_id)):
+            earlier = decided.approved.get(one) or decided.revoked.get(one)
+            note = options.note or (earlier.note if earlier else None)  # it often says who the peer is
+            decided = decided.revoke(one, Decision(_now(), note))
+        return decided
 
     change_trust(state, revoke)
-    _print(f"revoked {peer_id}")
+    _print(f"revoked {peer_id}{_before(named, peer_id)}")
+
+
+def _before(named: str, peer_id: str) -> str:
+    return "" if named == peer_id else f" ({named[:16]} before its key was replaced)"
 
 
 def _request(options: argparse.Namespace) -> None:
     from p2pfl_net import get, networkkey
     from p2pfl_net.errors import RemoteError, RequestFailed
     from p2pfl_net.rpc.trusting import ask_for_trust
+    from p2pfl_net.runtime.known_peers import successor
     from p2pfl_net.wire.trust import Standing
 
     state = _state(options)
+    if ":" not in options.peer:
+        _check_other(options.peer, state)
     addresses, wanted = _target(options.peer, state)
     if wanted is not None:
         _check_other(wanted, state)
+    latest = None if wanted is None else successor(state, wanted)
     key = None if options.network_key is None else networkkey.read(options.network_key)
     try:
-        peer_id, said = ask_for_trust(get.credentials(options.state, key), addresses, wanted, options.reason)
+        peer_id, said = ask_for_trust(
+            get.credentials(options.state, key), addresses, wanted, options.reason, latest
+        )
     except RemoteError as error:
         raise RequestFailed(f"{addresses[0]}: {error}") from None
     if said is Standing.APPROVED:
@@ -190,12 +210,12 @@ def _known_id(text: str, state: StateDir) -> str:
 
 
 def _check_other(peer_id: str, state: StateDir) -> None:
-    """Raises `UsageError` for the peer of this directory itself, `KeyUnusable`."""
+    """Raises `UsageError` for the peer of this directory itself, or the start of its id; `KeyUnusable`."""
     from p2pfl_net.errors import UsageError
     from p2pfl_net.runtime import identity
 
     own = identity.load(state.key)
-    if own is not None and own.peer_id == peer_id:
+    if own is not None and len(peer_id) >= MIN_PREFIX and own.peer_id.startswith(peer_id):
         raise UsageError(f"{peer_id[:16]} is this peer itself: name another")
 
 

@@ -5,9 +5,10 @@
     ann@lab2:2222              port=8001 dir=~/p2pfl-b "args=--local-steps 20 --fan-out 8"
 
 Names: `port` (8000) of the daemon; `dir` (~/p2pfl) where the project is installed on that host; `address`
-at which the others reach it (the host's name); `data`, `data_dir`, `model`, `tags`, `args`, `net_args`,
-`host` as for `make run`; `shard` (line k of n: k/n where the data set is known by name; none, which is the
-default for data of the host's own: all of it). Quotes as in a shell; # starts a comment.
+at which the others reach it (the host's name); `data`, `data_dir`, `model`, `tags`, `network_key` (a path on
+that host), `trust`, `args`, `net_args`, `host` as for `make run`; `shard` (line k of n: k/n where the data
+set is known by name; none, which is the default for data of the host's own: all of it). Quotes as in a
+shell; # starts a comment.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _TARGET = re.compile(
 )
 """No part can begin with a dash, so that none is taken for an option of ssh."""
 _OWN = ("port", "dir", "address", "shard")
-PASSED = ("data", "data_dir", "model", "tags", "args", "net_args", "host")
+PASSED = ("data", "data_dir", "model", "tags", "network_key", "trust", "args", "net_args", "host")
 """Names that become options of `run`, underscores as dashes."""
 MAX_LINES = 10_000
 

@@ -44,6 +44,8 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     add("--shard", metavar="K/N", help="this peer's part of the data, as 3/10")
     add("--model", help="as for p2pfl-train run")
     add("--tags", default="", metavar="TAG,...", help="as for p2pfl-net serve")
+    add("--network-key", metavar="FILE", help="as for p2pfl-net serve")
+    add("--trust", metavar="open|approve", help="as for p2pfl-net serve")
     add("--args", default="", help="more options for p2pfl-train run, in one text")
     add("--net-args", default="", help="more options for p2pfl-net serve, in one text")
     return parser
@@ -60,6 +62,10 @@ def pair_options(options: argparse.Namespace) -> pairs.PairOptions:
         net += ["--boot", options.boot]
     if config.parse_tags("--tags", [options.tags]):
         net += ["--tags", options.tags]
+    if options.network_key:
+        net += ["--network-key", options.network_key]
+    if options.trust:
+        net += ["--trust", options.trust]
     train = [] if options.data == RECEIVE_ONLY else ["--data", options.data]
     for option, value in (
         ("--data-dir", options.data_dir),

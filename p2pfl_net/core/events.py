@@ -265,6 +265,8 @@ class Evicted:
     """This peer is no member any more, also in later lives of ours: to be kept."""
 
     equivocation: Equivocation
+    forgotten: PeerId | None = None
+    """Whose proof is no longer kept, for there are too many."""
 
 
 @dataclass(frozen=True, slots=True)

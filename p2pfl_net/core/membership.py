@@ -157,7 +157,7 @@ class Membership:
                 self._relay(event, message, now)
             case Accuse():
                 self._known.hear(message.sender, (), now, host=event.host)
-                self.evictions.prove(message.equivocation, now)
+                self.evictions.hear(message.equivocation, now)
                 sender = self._calls.sender(to_loopback=is_loopback(event.host))
                 self._out.append(Reply(event.call, Accused(sender)))
         self.evictions.inform(now)

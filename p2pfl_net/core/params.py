@@ -106,7 +106,8 @@ class Params:
 
     # eviction
     max_evicted: int = 1024
-    """Proofs against peers that are kept; the oldest are forgotten. A guess: half a kilobyte each."""
+    """Proofs against peers that are kept; the oldest are forgotten, of peers that we have never called before
+    others. A guess: half a kilobyte each."""
     tell_again_s: float = 60.0
     """Who goes on speaking of an evicted peer is told again so often. A guess."""
 

@@ -119,6 +119,8 @@ class Door(grpc.ServerInterceptor):  # type: ignore[type-arg]
         try:
             self._check_caller(path, context)
         except RemoteError as error:
+            if error.kind is not FailureKind.UNPROVED:  # as it is for all after a restart of this peer
+                self._limiter.refused(source_of(caller_host(context)), one_line(str(error)))
             context.abort(code_of(error.kind), one_line(str(error)))
         self._open.wait_receiving(context)
         message = next(messages, None)

@@ -13,11 +13,16 @@ from p2pfl_net.rpc.options import MEMBERSHIP_OPTIONS
 from p2pfl_net.rpc.status import OTHER_KEY
 
 
-def current_id(credentials: Credentials, address: Address, named: PeerId, timeout_s: float) -> PeerId:
+def current_id(
+    credentials: Credentials, address: Address, named: PeerId, timeout_s: float, latest: PeerId | None = None
+) -> PeerId:
     """The id of the peer at `address`: `named`, or the one that follows it by its former keys' word.
+
+    `latest`: the one that is known to follow `named`, which itself counts no more.
 
     Raises `PeerFailed`, wrong peer where somebody else answers; `MalformedMessage`.
     """
+    named = latest or named
     connections = Connections(credentials, MEMBERSHIP_OPTIONS)
     failure: PeerFailed | None = None
     try:

@@ -28,6 +28,8 @@ _VALID_FROM = datetime(2000, 1, 1, tzinfo=UTC)
 _VALID_TO = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 MAX_CERTIFICATE_BYTES = 1024
 """A peer's has about 316; they are kept."""
+_UNCOMPRESSED_P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
+"""How each public key begins: SubjectPublicKeyInfo of an uncompressed point (RFC 5480, section 2)."""
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
 
 
@@ -86,6 +88,8 @@ def peer_id_of(public_key: bytes) -> PeerId:
 
 def check_signature(public_key: bytes, signature: bytes, text: bytes) -> None:
     """Raises `MalformedMessage` when the key is none of ours, or has not signed this."""
+    if not public_key.startswith(_UNCOMPRESSED_P256):  # or one key would have several ids
+        raise MalformedMessage("not an ECDSA P-256 key in the one form that is used here")
     try:
         key = serialization.load_der_public_key(public_key)
     except (ValueError, UnsupportedAlgorithm):

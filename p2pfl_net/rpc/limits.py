@@ -30,6 +30,8 @@ class Limit(StrEnum):
     STREAMS = "streams"
     JOINS = "joins"
     RECORDS = "records"
+    REQUESTS = "requests"
+    ACCUSATIONS = "accusations"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Limits:
     joins: int = 120
     records: int = 60_000
     """Three times the largest list that one exchange brings."""
+    requests: int = 6
+    """To be approved: a person reads them."""
+    accusations: int = 6
+    """Proofs against other peers, each written to disk: an honest peer tells each once."""
     max_connections: int = 1000
     """Open at once, of all addresses. Each other peer keeps up to 256 of its own, the least used closed
     first, so also in a large network about as many come in."""
@@ -58,6 +64,8 @@ class Limits:
             Limit.STREAMS: self.streams,
             Limit.JOINS: self.joins,
             Limit.RECORDS: self.records,
+            Limit.REQUESTS: self.requests,
+            Limit.ACCUSATIONS: self.accusations,
         }
         return counts[limit]
 
@@ -114,9 +122,10 @@ class Limiter:
     """Refuses who asks for too much, and tells of it now and then. Thread-safe."""
 
     def __init__(
-        self, limits: Limits, note: Callable[[dict[str, object]], None], clock: Callable[[], float]
+        self, limits: Limits, note: Callable[[str, dict[str, object]], None], clock: Callable[[], float]
     ) -> None:
-        """`note` hears who exceeds which limit: of each once a minute, of all together a few times."""
+        """`note` hears, as events for the log, who exceeds which limit, and who is refused: of each once a
+        minute, of all together a few times."""
         self._limits = limits
         self._note = note
         self._clock = clock
@@ -139,13 +148,21 @@ class Limiter:
         with self._lock:
             if rates.take(key, now, count):
                 return
-            is_noted = self._noted.take(f"{limit} {key}", now) and self._noted_in_all.take("", now)
+            is_noted = self._noted.take(f"{limit} {key}", now) and self._noted_in_all.take("limited", now)
         if is_noted:
-            self._note({kind: key, "limit": limit.value})
+            self._note("limited", {kind: key, "limit": limit.value})
         allowed = self._limits.per_minute(limit) * (ADDRESS_FACTOR if kind == "address" else 1)
         raise PeerFailed(
             FailureKind.BUSY, f"more than {allowed} {limit} a minute from this {kind}, try again later"
         )
+
+    def refused(self, source: str, reason: str) -> None:
+        """A caller at this address was refused, for it did not show that it belongs here."""
+        now = self._clock()
+        with self._lock:
+            is_noted = self._noted.take(f"refused {source}", now) and self._noted_in_all.take("refused", now)
+        if is_noted:
+            self._note("caller_refused", {"address": source, "reason": reason})
 
 
 class Pace:

@@ -17,7 +17,7 @@ from p2pfl_state.manifest import Manifest
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId, source_of
-from p2pfl_net.core.messages import Join, Request, Response
+from p2pfl_net.core.messages import Accuse, Join, Request, Response
 from p2pfl_net.errors import MalformedMessage, PeerFailed, PortUnavailable, RemoteError
 from p2pfl_net.rpc.door import MAX_REFUSED, Door, caller_host
 from p2pfl_net.rpc.gate import Gate
@@ -50,8 +50,11 @@ MODELS_SERVICE = "p2pfl.v1.Models"
 
 _JOINS = (Limit.CALLS, Limit.JOINS)
 _STREAMS = (Limit.STREAMS,)
+_REQUESTS = (Limit.CALLS, Limit.REQUESTS)
 LIMITS: Mapping[str, tuple[Limit, ...]] = {
     CALLS[Join].path: _JOINS,
+    CALLS[Accuse].path: (Limit.CALLS, Limit.ACCUSATIONS),
+    f"/{TRUST_SERVICE}/Request": _REQUESTS,
     f"/{MODELS_SERVICE}/FetchModel": _STREAMS,
     f"/{health.SERVICE_NAME}/Watch": _STREAMS,
     f"/{reflection.SERVICE_NAME}/ServerReflectionInfo": _STREAMS,
@@ -83,10 +86,10 @@ class Server:
         ledger: Ledger,
         network_key: bytes | None = None,
         limits: Limits = Limits(),  # noqa: B008 - frozen
-        note_limited: Callable[[dict[str, object]], None] = lambda fields: None,
+        note: Callable[[str, dict[str, object]], None] = lambda event, fields: None,
     ) -> None:
-        """`network_key`: only those who hold it may call; None: anybody who says who it is. `note_limited`
-        hears, from any thread, who exceeds which limit."""
+        """`network_key`: only those who hold it may call; None: anybody who says who it is. `note`
+        takes events for the log, from any thread: see `Limiter`."""
         self._identity = identity
         self._me = identity.peer_id
         self._gate = Gate(identity.peer_id, network_key, former=identity.former)
@@ -95,7 +98,7 @@ class Server:
         self._seen = seen
         self._source = source
         self._ledger = ledger
-        self._limiter = Limiter(limits, note_limited, time.monotonic)
+        self._limiter = Limiter(limits, note, time.monotonic)
         self._door = Door(self._limiter, LIMITS, limits.max_stream_s, self._check_caller)
         rate = limits.max_upload_bytes_s
         self._uploads = Uploads(limits.max_stream_s, None if rate is None else Throttle(rate))
@@ -247,7 +250,7 @@ class Server:
 
     def _fetch_version(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            self._caller(context, Limit.CALLS)
+            self._ledger.admission.check(self._caller(context, Limit.CALLS))
             seen = self._seen(*decode_question(data))
         except RemoteError as error:
             _abort(context, error)
@@ -257,7 +260,7 @@ class Server:
 
     def _request_trust(self, data: bytes, context: grpc.ServicerContext) -> bytes:
         try:
-            caller, host = self._caller(context, Limit.CALLS), caller_host(context)
+            caller, host = self._caller(context, *_REQUESTS), caller_host(context)
             return answer_request(self._me, caller, self._ledger.admission, data, host)
         except RemoteError as error:
             _abort(context, error)

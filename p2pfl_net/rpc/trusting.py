@@ -30,9 +30,14 @@ def answer_request(me: PeerId, caller: PeerId, admission: Admission, data: bytes
 
 
 def ask_for_trust(
-    credentials: Credentials, addresses: Sequence[Address], peer_id: PeerId | None, reason: str
+    credentials: Credentials,
+    addresses: Sequence[Address],
+    peer_id: PeerId | None,
+    reason: str,
+    latest: PeerId | None = None,
 ) -> tuple[PeerId, wire.Standing]:
-    """Asks the peer at the first of the addresses that answers: who that is, and what it says.
+    """Asks the peer at the first of the addresses that answers: who that is, and what it says. `latest`: see
+    `current_id`.
 
     Raises `RemoteError`.
     """
@@ -41,17 +46,21 @@ def ask_for_trust(
         *others, last = [literal for address in addresses for literal in resolve(address)]
         for literal in others:
             try:
-                return _ask(connections, literal, _now(credentials, literal, peer_id), reason)
+                return _ask(connections, literal, _now(credentials, literal, peer_id, latest), reason)
             except PeerFailed as error:
                 if error.kind is FailureKind.FORBIDDEN:
                     raise
-        return _ask(connections, last, _now(credentials, last, peer_id), reason)
+        return _ask(connections, last, _now(credentials, last, peer_id, latest), reason)
     finally:
         connections.close()
 
 
-def _now(credentials: Credentials, address: Address, peer_id: PeerId | None) -> PeerId | None:
-    return None if peer_id is None else current_id(credentials, address, peer_id, REQUEST_TIMEOUT_S)
+def _now(
+    credentials: Credentials, address: Address, peer_id: PeerId | None, latest: PeerId | None
+) -> PeerId | None:
+    if peer_id is None:
+        return None
+    return current_id(credentials, address, peer_id, REQUEST_TIMEOUT_S, latest)
 
 
 def _ask(

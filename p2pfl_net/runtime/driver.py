@@ -46,6 +46,7 @@ from p2pfl_net.core.events import (
     Refuse,
     Reply,
     Send,
+    Stop,
     Stopped,
     Tick,
 )
@@ -84,7 +85,7 @@ class Shell(Protocol):
 
     def write_answer(self, answer: AggregateAnswer) -> None: ...
 
-    def evict(self, proof: Equivocation) -> None: ...
+    def evict(self, proof: Equivocation, forgotten: PeerId | None) -> None: ...
 
     def note(self, event: str, fields: dict[str, object]) -> None: ...
 
@@ -133,14 +134,19 @@ class Driver:
         self._peers_written_at = 0.0
         self._boot_failure: str | None = None
         self._ended = False
+        self._urgent: Stop | None = None
         self.peers: PeerList = node.peer_list()
         """The thread-safe peer list: an immutable snapshot, replaced whole."""
 
     # from any thread -------------------------------------------------------------------------------
 
     def post(self, event: Event) -> None:
-        """Queues an event; also safe in a signal handler."""
-        self._inbox.put(event)
+        """Queues an event; also safe in a signal handler. A stop waits for nothing that came before it."""
+        if isinstance(event, Stop):
+            self._urgent = event
+            self._inbox.put(_Decided(()))  # wakes `run`
+        else:
+            self._inbox.put(event)
 
     def post_request(self, request: AggregateRequest) -> None:
         self._inbox.put(_Asked(request))
@@ -238,6 +244,9 @@ class Driver:
 
     def _next_event(self) -> Event | _Asked | _Decided | BaseException | None:
         """The next thing to handle; None when the core's time has come."""
+        urgent, self._urgent = self._urgent, None
+        if urgent is not None:
+            return urgent
         peers_due = self._peers_due()
         with self._core:
             wakeup = self._node.wakeup()
@@ -282,7 +291,7 @@ class Driver:
                 self._boot_failure = output.reason
                 self._ended = True
             case Evicted():
-                self._shell.evict(output.equivocation)
+                self._shell.evict(output.equivocation, output.forgotten)
             case PeersChanged():
                 if self._peers_dirty_at is None:
                     self._peers_dirty_at = time.monotonic() + PEERS_DELAY_S

@@ -12,8 +12,8 @@ from p2pfl_state.errors import MalformedFile
 from p2pfl_state.fields import parse_object
 from p2pfl_state.layout import CONTRACT_VERSION, StateDir
 
+from p2pfl_net.core.ids import PeerId
 from p2pfl_net.core.messages import Equivocation
-from p2pfl_net.core.params import Params
 from p2pfl_net.errors import MalformedMessage
 from p2pfl_net.rpc.keys import check_signature
 from p2pfl_net.wire.versions import decode_equivocation
@@ -34,12 +34,16 @@ class EvictedFile:
     def proofs(self) -> Iterable[Equivocation]:
         return tuple(self._proofs.values())
 
-    def add(self, proof: Equivocation) -> None:
+    @property
+    def peer_ids(self) -> frozenset[PeerId]:
+        return frozenset(self._proofs)
+
+    def add(self, proof: Equivocation, forgotten: PeerId | None = None) -> None:
         """Raises `DirectoryUnusable`."""
         with self._lock:
             self._proofs[proof.peer_id] = proof
-            while len(self._proofs) > Params.max_evicted:
-                del self._proofs[next(iter(self._proofs))]
+            if forgotten is not None:
+                self._proofs.pop(forgotten, None)
             listed = {peer_id: known.proof.hex() for peer_id, known in self._proofs.items()}
             atomic.write_json(self._state.evicted, {"contract": CONTRACT_VERSION, "proofs": listed})
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from p2pfl_state import atomic
 from p2pfl_state.errors import MalformedFile
 from p2pfl_state.fields import parse_object
-from p2pfl_state.layout import CONTRACT_VERSION
+from p2pfl_state.layout import CONTRACT_VERSION, StateDir
+from p2pfl_state.trust import read_links
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address, PeerId, is_peer_id
@@ -120,6 +121,18 @@ def _read(path: Path) -> tuple[dict[str, PeerId], dict[PeerId, PeerId]]:
         raise _damaged(path)
     known = {str(name): PeerId(peer_id) for name, peer_id in peers.items()}
     return known, {PeerId(old): PeerId(new) for old, new in rotated.items()}
+
+
+def successor(state: StateDir, peer_id: PeerId) -> PeerId | None:
+    """Who is known in a state directory to have followed a peer, whose key was replaced. Raises
+    `StateError`."""
+    following = {PeerId(link.old): PeerId(link.new) for link in reversed(read_links(state))}
+    following |= _read(state.known_peers)[1]
+    latest, seen = peer_id, set[PeerId]()
+    while latest in following and latest not in seen:
+        seen.add(latest)
+        latest = following[latest]
+    return latest if seen else None
 
 
 def _damaged(path: Path) -> MalformedFile:

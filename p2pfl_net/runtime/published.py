@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from p2pfl_state import atomic
-from p2pfl_state.errors import StateError
+from p2pfl_state.errors import MalformedFile, StateError
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Manifest, parse_header
 from p2pfl_state.taskfile import MAX_TASK_BYTES, TaskFile
@@ -71,13 +71,12 @@ class PublishedModel:
 
     def manifest(self) -> Manifest | None:
         """The manifest of the model published now. Raises `StateError` for one that cannot be served."""
-        handle = self._open()
-        if handle is None:
+        opened = self._open_checked()
+        if opened is None:
             return None
-        try:
-            return self._manifest_of(handle)[0]
-        finally:
-            os.close(handle)
+        handle, manifest, _ = opened
+        os.close(handle)
+        return manifest
 
     def prepare(self) -> None:
         """Begins to hash a new publication, before its first fetch. Does not wait."""
@@ -99,11 +98,11 @@ class PublishedModel:
         self._refuse_withdrawn()
         handle = None
         try:
-            handle = self._open()
-            if handle is None:
+            opened = self._open_checked()
+            if opened is None:
                 yield None
                 return
-            manifest, statement = self._manifest_of(handle)
+            handle, manifest, statement = opened
             yield ServedFile(handle, manifest, os.fstat(handle).st_size, self._digest_of(handle), statement)
         except StateError as error:
             raise PeerFailed(FailureKind.ABSENT, f"the published model is not served: {error}") from error
@@ -134,6 +133,23 @@ class PublishedModel:
             return None
         except OSError as error:
             raise atomic.unusable(self._state.model, error) from error
+
+    def _open_checked(self) -> tuple[int, Manifest, Statement] | None:
+        """The model published now, and our word on it. Raises `StateError` for what cannot be served."""
+        while True:
+            handle = self._open()
+            if handle is None:
+                return None
+            try:
+                return handle, *self._manifest_of(handle)
+            except MalformedFile:
+                replaced = self.stamp() not in (None, stamp_of(os.fstat(handle)))
+                os.close(handle)
+                if not replaced:  # else a newer one may have been signed meanwhile, and no older is
+                    raise
+            except BaseException:
+                os.close(handle)
+                raise
 
     def _manifest_of(self, handle: int) -> tuple[Manifest, Statement]:
         """What is published, and our word on it. Raises `StateError` for what cannot be served."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,26 +16,48 @@ from p2pfl_state.manifest import Manifest
 from p2pfl_state.wait import FolderWatch
 
 from p2pfl_net.core.ids import Address, PeerId, is_peer_id, parse_address
-from p2pfl_net.core.messages import Record, Status
+from p2pfl_net.core.messages import MAX_INCARNATION, Record, Status
 from p2pfl_net.core.node import PeerList
+from p2pfl_net.rpc.limits import Rates
 from p2pfl_net.runtime.published import FileStamp, PublishedModel, stamp_of
 
 MAX_PEERS_BYTES = 64 << 20
 MAX_REMEMBERED = 8
+COMINGS = frozenset({"peer_joined", "peer_left", "peer_lost", "peer_moved"})
+MAX_COMINGS = 1200
+"""A minute, of all of them together. A guess: a large network that starts at once, told of in part."""
+INCARNATIONS_UNSAVED = 100
+"""That a life may have said after it last wrote its list: a twentieth of a second. A guess."""
 
 
 class EventLog:
-    """`events.jsonl`: one object a line, `time` and `event` first. Thread-safe."""
+    """`events.jsonl`: one object a line, `time` and `event` first. Thread-safe.
+
+    Peers that come and go can be invented: of these events so many are written as `MAX_COMINGS` says, and how
+    many were left out.
+    """
 
     def __init__(self, state: StateDir, wall_clock: Callable[[], float]) -> None:
         self._lines = atomic.JsonLines(state.events)
         self._clock = wall_clock
         self._lock = threading.Lock()
+        self._comings = Rates(MAX_COMINGS)
+        self._left_out = 0
 
     def append(self, event: str, fields: Mapping[str, Any]) -> None:
         """Raises `DirectoryUnusable` when the disk is full."""
         with self._lock:
-            self._lines.append({"time": round(self._clock(), 3), "event": event, **fields})
+            if event in COMINGS:
+                if not self._comings.take("", time.monotonic()):
+                    self._left_out += 1
+                    return
+                if self._left_out:
+                    self._write("events_left_out", {"count": self._left_out})
+                    self._left_out = 0
+            self._write(event, fields)
+
+    def _write(self, event: str, fields: Mapping[str, Any]) -> None:
+        self._lines.append({"time": round(self._clock(), 3), "event": event, **fields})
 
     def close(self) -> None:
         with self._lock:
@@ -47,6 +70,7 @@ def peers_value(peers: PeerList, model_version: int, wall_time: Callable[[float]
         "contract": CONTRACT_VERSION,
         "self": {
             **_record_value(peers.me, peers.me.addresses),
+            "incarnation": peers.me.incarnation,
             "address": str(peers.address),
             "version": model_version,
         },
@@ -76,6 +100,21 @@ def _record_value(record: Record, addresses: tuple[Address, ...]) -> dict[str, A
         "published": record.published,
         "tags": list(record.tags),
     }
+
+
+def first_incarnation(state: StateDir, wall_time_s: float) -> int:
+    """Above all that an earlier life has said, also one that others made say much: what it said is signed,
+    and whoever keeps it could show it to this life as that of a twin."""
+    try:
+        data = atomic.read_bounded(state.peers, MAX_PEERS_BYTES)
+        me = None if data is None else parse_object(data, "peers.json").get("self")
+    except MalformedFile:
+        me = None
+    last = me.get("incarnation") if isinstance(me, dict) else None
+    now = int(wall_time_s)
+    if not isinstance(last, int) or not now < last + INCARNATIONS_UNSAVED < MAX_INCARNATION:
+        return now
+    return last + INCARNATIONS_UNSAVED
 
 
 def remembered_peers(state: StateDir) -> dict[Address, PeerId]:

@@ -42,11 +42,20 @@ from p2pfl_net.runtime.known_peers import KnownPeers
 from p2pfl_net.runtime.outgoing import Outgoing
 from p2pfl_net.runtime.published import PublishedModel
 from p2pfl_net.runtime.rounds import RoundFiles
-from p2pfl_net.runtime.statedir import EventLog, TrainerWatch, peers_value, remembered_peers
-from p2pfl_net.runtime.trust import TrustKeeper
+from p2pfl_net.runtime.statedir import (
+    EventLog,
+    TrainerWatch,
+    first_incarnation,
+    peers_value,
+    remembered_peers,
+)
+from p2pfl_net.runtime.trust import REQUEST_EVENT, TrustKeeper
 from p2pfl_net.runtime.versions import Signer, VersionLog
 from p2pfl_net.wire import records
 from p2pfl_net.wire.records import Opener
+
+REQUEST_QUIET_S = 60.0
+"""Whoever reads the terminal is told of requests at most this often."""
 
 
 class Daemon:
@@ -59,6 +68,7 @@ class Daemon:
         self._state = StateDir(config.state)
         self._instance = markers.new_instance()
         self._model_version = 0
+        self._asked_quiet_until = 0.0
         self._former_ids: tuple[FormerIds, ...] = ()
 
     def serve(self) -> None:
@@ -81,7 +91,7 @@ class Daemon:
                 self._state,
                 own.peer_id,
                 approved_only=self._config.approved_only,
-                evicted=frozenset(proof.peer_id for proof in self._evicted.proofs),
+                evicted=self._evicted.peer_ids,
                 shown=lambda: [shown for source in self._former_ids for shown in source.all()],
             )
             self._versions = VersionLog(self._state)
@@ -115,7 +125,7 @@ class Daemon:
             ledger,
             config.network_key,
             replace(config.limits, max_connections=connections_with_room(config.limits.max_connections)),
-            lambda fields: outgoing.tell("limited", fields),
+            lambda event, fields: outgoing.tell(event, fields),
         )
         self._former_ids = (credentials.former_ids, server.former_ids)
         for former_ids in self._former_ids:
@@ -125,7 +135,7 @@ class Daemon:
         hosts = listening_hosts(config.host)
         reach = Reachability(port, hosts, advertise, config.params.max_addresses)
         seed = random.Random(secrets.randbits(128))
-        incarnation = int(time.time())
+        incarnation = first_incarnation(self._state, time.time())
         node = Node(me, reach, incarnation, config.params, seed, config.tags, partial(_sealed, own))
         node.membership.evictions.restore(self._evicted.proofs)
         rounds = RoundFiles(self._state, models, config.max_model_bytes, self._versions)
@@ -165,8 +175,9 @@ class Daemon:
             self.note("boot_failed", {"reason": boot_failure})
             boots = ", ".join(str(address) for address in config.boot)
             raise BootFailed(
-                f"no boot peer answered within {config.boot_timeout_s:g} s ({boot_failure}): check that "
-                f"{boots} runs and is reachable, or leave --boot out to be the first peer"
+                f"no boot peer let this one in within {config.boot_timeout_s:g} s ({boot_failure}): mend "
+                f"what that says, or check that {boots} runs and is reachable; without --boot this is the "
+                "first peer of another network"
             )
         self.note("stopped", {})
 
@@ -175,10 +186,13 @@ class Daemon:
         self._server.start()
         is_private = config.network_key is not None
         network = "private network" if is_private else "open network (--network-key makes it private)"
+        if config.approved_only:
+            network += ", models to and from approved peers only (p2pfl-net trust)"
         where = f"{config.host} port {port}, state {self._state.root}"
         self._say(f"peer {me[:16]} listens on {where}, {network}")
         started = {"peer": me, "port": port, "pid": os.getpid(), "instance": self._instance}
-        self.note("started", {**started, "private": is_private})
+        trust = "approve" if config.approved_only else "open"
+        self.note("started", {**started, "private": is_private, "trust": trust})
         self._booting.start()
         self._interfaces.start()
 
@@ -221,12 +235,16 @@ class Daemon:
     def write_answer(self, answer: markers.AggregateAnswer) -> None:
         markers.write_answer(self._state, answer)
 
-    def evict(self, proof: Equivocation) -> None:
-        self._evicted.add(proof)
-        self._trust.evict(proof.peer_id)
+    def evict(self, proof: Equivocation, forgotten: PeerId | None) -> None:
+        self._evicted.add(proof, forgotten)
+        self._trust.evict(self._evicted.peer_ids)
 
     def note(self, event: str, fields: dict[str, object]) -> None:
         self._log.append(event, fields)
+        if event == REQUEST_EVENT and time.monotonic() >= self._asked_quiet_until:
+            self._asked_quiet_until = time.monotonic() + REQUEST_QUIET_S
+            peer = str(fields["peer"])[:16]
+            self._say(f"peer {peer} asks to be approved: p2pfl-net trust list --state {self._state.root}")
         if event == CONFLICT_EVENT:
             where = fields["address"] or "an address that is not known"
             self._say(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from p2pfl_state import trust as files
@@ -13,7 +14,7 @@ from p2pfl_state.layout import StateDir
 from p2pfl_state.trust import TrustFile, TrustRequest
 
 from p2pfl_net.core.events import FailureKind
-from p2pfl_net.core.ids import PeerId
+from p2pfl_net.core.ids import PeerId, source_of
 from p2pfl_net.core.membership import EVICTED
 from p2pfl_net.core.trust import Trust
 from p2pfl_net.errors import PeerFailed
@@ -21,6 +22,9 @@ from p2pfl_net.runtime.heirs import Heirs
 from p2pfl_net.runtime.published import FileStamp, stamp_of
 from p2pfl_net.wire.trust import Standing
 
+REQUEST_EVENT = "trust_requested"
+MAX_CHANGES_TOLD = 64
+"""In one line of the log: a person decides on one at a time, a program perhaps on many."""
 REVOKED = "this peer's operator has revoked you, and is the only one who can approve you again"
 
 
@@ -106,17 +110,17 @@ class TrustKeeper:
                 return Standing.NOTED  # said twice: not worth a write, nor a line
             kept = {peer: request for peer, request in self._requests.items() if peer != caller}
             kept[caller] = TrustRequest(caller, round(time.time(), 3), host, reason)
-            while len(kept) > files.MAX_REQUESTS:
-                del kept[next(iter(kept))]
+            if len(kept) > files.MAX_REQUESTS:
+                del kept[_of_the_loudest(kept)]
             if not self._keep(kept):
                 raise PeerFailed(FailureKind.LOCAL, "this peer cannot keep the request: its disk fails")
-            self._tell("trust_requested", {"peer": caller, "address": host, "reason": reason})
+            self._tell(REQUEST_EVENT, {"peer": caller, "address": host, "reason": reason})
         return Standing.NOTED
 
-    def evict(self, peer_id: PeerId) -> None:
-        """This peer has lied: it gets nothing any more, and nothing comes from it."""
+    def evict(self, peer_ids: frozenset[PeerId]) -> None:
+        """These peers have lied: they get nothing, and nothing comes from them."""
         with self._lock:
-            self._evicted |= {peer_id}
+            self._evicted = peer_ids
             self._change()
 
     def follow(self, peer_id: PeerId, former: tuple[PeerId, ...]) -> None:
@@ -138,6 +142,7 @@ class TrustKeeper:
         if stamp == self._seen:
             return
         self._seen = stamp
+        before = self._decided
         try:
             self._decided = files.read_trust(self._state)
         except StateError as error:
@@ -149,7 +154,7 @@ class TrustKeeper:
         self._change()
         self._keep_links()
         counts = {"approved": len(self.trust.approved), "revoked": len(self.trust.revoked)}
-        self._tell("trust_changed", {**counts})
+        self._tell("trust_changed", {**counts, "decisions": _changes(before, self._decided)})
         open_ = {peer: r for peer, r in self._requests.items() if self.trust.said_of(PeerId(peer)) is None}
         if len(open_) < len(self._requests):
             self._keep(open_)
@@ -200,3 +205,25 @@ class TrustKeeper:
         approved = frozenset(map(PeerId, decided.approved)) - self._evicted
         revoked = frozenset(map(PeerId, decided.revoked)) | self._evicted
         return self._heirs.applied(Trust(approved, revoked, self._approved_only))
+
+
+def _of_the_loudest(requests: Mapping[str, TrustRequest]) -> str:
+    """Whose request makes room: the oldest from the address that has most."""
+    addresses = {peer: source_of(request.address) for peer, request in requests.items()}
+    loudest, _ = Counter(addresses.values()).most_common(1)[0]
+    return next(peer for peer, address in addresses.items() if address == loudest)
+
+
+def _changes(before: TrustFile, after: TrustFile) -> list[dict[str, object]]:
+    """What a person has decided between two readings, for whoever reads the log later; of many the first."""
+    told: list[dict[str, object]] = []
+    for name, old, new in (
+        ("approved", before.approved, after.approved),
+        ("revoked", before.revoked, after.revoked),
+    ):
+        told += [
+            {"peer": peer, "decision": name, "note": made.note}
+            for peer, made in new.items()
+            if old.get(peer) != made
+        ]
+    return told[:MAX_CHANGES_TOLD]

@@ -27,6 +27,8 @@ from p2pfl_net.wire.versions import Statement
 
 MAX_STATEMENTS = 4096
 """That are compared and told to others; older ones stay in the file."""
+MAX_SEEN_BYTES = 8 << 20
+"""Of them together: a stranger's manifest may have 256 KiB, an honest one half of one."""
 MAX_LOG_BYTES = 64 << 20
 """Then the older half of `provenance.jsonl` is dropped."""
 
@@ -40,6 +42,7 @@ class VersionLog:
         """Raises `DirectoryUnusable`."""
         self._state = state
         self._lock = threading.Lock()
+        self._seen_bytes = 0
         self._seen: OrderedDict[tuple[PeerId, int], bytes] = OrderedDict()
         """Lines: a tenth of the memory of what they say."""
         for line in atomic.read_json_lines(state.provenance):
@@ -87,9 +90,12 @@ class VersionLog:
         return None if line is None else read_line(json.loads(line))
 
     def _remember(self, statement: Statement, line: bytes) -> None:
+        replaced = self._seen.pop((statement.publisher, statement.version), b"")
         self._seen[statement.publisher, statement.version] = line
-        if len(self._seen) > MAX_STATEMENTS:
-            self._seen.popitem(last=False)
+        self._seen_bytes += len(line) - len(replaced)
+        while len(self._seen) > MAX_STATEMENTS or self._seen_bytes > MAX_SEEN_BYTES:
+            _, dropped = self._seen.popitem(last=False)
+            self._seen_bytes -= len(dropped)
 
     def _bound(self) -> None:
         """Drops the older half of a file that has become too large."""

@@ -15,6 +15,9 @@ from p2pfl_state.errors import DirectoryUnusable, ForeignDirectory
 from p2pfl_state.fields import Fields, parse_object
 from p2pfl_state.layout import CONTRACT_VERSION, StateDir
 
+PRIVATE = 0o700
+"""Of a directory that we make: models and what others said are for its owner."""
+
 
 def host_id() -> str:
     """A text that tells this machine from others: systemd's machine id, else the host name."""
@@ -28,7 +31,9 @@ def host_id() -> str:
 def prepare(state: StateDir) -> None:
     """Makes the directory if needed. Raises `DirectoryUnusable` when it cannot be written."""
     try:
-        state.aggregation.mkdir(parents=True, exist_ok=True)
+        state.root.parent.mkdir(parents=True, exist_ok=True)
+        state.root.mkdir(mode=PRIVATE, exist_ok=True)
+        state.aggregation.mkdir(exist_ok=True)
         probe = state.root / ".writable.tmp"
         probe.write_bytes(b"")
         probe.unlink(missing_ok=True)  # the pair's other process may make and remove it too

@@ -53,6 +53,14 @@ def write(state: StateDir, mark: SignedVersion) -> None:
         file.write(atomic.encode_json({**value, "inode": os.fstat(file.fileno()).st_ino}))
 
 
+def leave_out_earlier(state: StateDir) -> None:
+    """Where nothing was signed here yet with a key that has signed elsewhere: no version that may have been
+    is signed again. Raises `DirectoryUnusable`, `MalformedFile`."""
+    if read(state) is None:
+        now = time.time()
+        write(state, SignedVersion(int(VERSIONS_A_SECOND * now), None, round(now, 3)))
+
+
 def recover(state: StateDir) -> SignedVersion | None:
     """The mark at the start of a daemon; a new one, which is returned, where the file is a copy.
 
@@ -64,7 +72,7 @@ def recover(state: StateDir) -> SignedVersion | None:
     mark, inode = found
     try:
         status = state.signed_version.stat()
-        if inode == status.st_ino and status.st_ctime - mark.time <= WRITTEN_WITHIN_S:
+        if inode == status.st_ino and abs(status.st_ctime - mark.time) <= WRITTEN_WITHIN_S:
             return None
     except OSError as error:
         raise atomic.unusable(state.signed_version, error) from error

@@ -6,13 +6,15 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 from p2pfl_state import atomic, lock, markers
 from p2pfl_state.layout import StateDir
 
-from tests.processes import Process, Processes, wait_for, wait_for_trainer
+from p2pfl_net import networkkey
+from tests.processes import ROOT, Process, Processes, wait_for, wait_for_trainer
 
 pytestmark = pytest.mark.timeout(1200)
 SMALL = ("--data", "digits", "--shard", "1/4")
@@ -185,7 +187,7 @@ def test_wrong_usage_is_one_line_and_starts_nothing(
         (["--shard", "11/10"], 22, "--shard 11/10"),
         (["--data", "no/such/path"], 26, "no/such/path"),
         (["--model", "no-such-model"], 27, "no-such-model"),
-        (["--boot", "127.0.0.1:1", "--net-args", "--boot-timeout 0.2"], 14, "no boot peer answered"),
+        (["--boot", "127.0.0.1:1", "--net-args", "--boot-timeout 0.2"], 14, "no boot peer let this one in"),
         (["--net-args=--no-such-option"], 12, "--no-such-option"),
     ],
 )
@@ -247,3 +249,26 @@ def test_another_process_with_the_key_is_told_of(processes: Processes, tmp_path:
     pair.wait_output("ANOTHER PROCESS USES THE KEY")
     pair.signal(signal.SIGINT)
     assert pair.wait() == 0
+
+
+def test_a_private_pair_that_serves_the_approved_only(processes: Processes, tmp_path: Path) -> None:
+    key = tmp_path / "lab.key"
+    networkkey.make(key)
+    options = ("--network-key", str(key), "--trust", "approve", "--data", "none")
+    pair = start_pair(processes, tmp_path / "peer", *options)
+    said = pair.wait_output("Ctrl-C stops it")
+    assert "private network, models to and from approved peers only" in said
+    pair.signal(signal.SIGINT)
+    assert pair.wait() == 0
+
+
+@pytest.mark.parametrize("wrong", ["NETWORK_KEYY=lab.key", "PROT=8001", "trust=approve"])
+def test_make_takes_no_variable_that_it_does_not_know(wrong: str) -> None:
+    line = ["make", "--no-print-directory", "-n", "run", "PORT=8001"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    said = subprocess.run([*line, wrong], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert said.returncode == 2
+    assert f"no such variable here: {wrong.partition('=')[0]}" in said.stderr
+    good = [*line, "NETWORK_KEY=lab.key", "TRUST=approve", "BOOT=lab1:8000"]
+    said = subprocess.run(good, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert "--network-key='lab.key' --trust='approve'" in said.stdout

@@ -16,11 +16,12 @@ from typing import Any
 import grpc
 import pytest
 from p2pfl_proto.v1 import membership_pb2 as pb
-from p2pfl_proto.v1 import models_pb2
+from p2pfl_proto.v1 import models_pb2, trust_pb2
+from p2pfl_proto.v1 import versions_pb2 as pb_versions
 from p2pfl_state.layout import StateDir
 
 from p2pfl_net.core.ids import Address
-from p2pfl_net.core.messages import Request, Response
+from p2pfl_net.core.messages import Accuse, Request, Response
 from p2pfl_net.rpc import door, server, uploads
 from p2pfl_net.rpc.fetching import Cancellation, Wanted
 from p2pfl_net.rpc.keys import Identity, check_signature
@@ -34,8 +35,11 @@ from p2pfl_net.rpc.uploads import MAX_UPLOADS_OF_PEER
 from p2pfl_net.runtime.published import PublishedModel
 from p2pfl_net.runtime.trust import TrustKeeper
 from p2pfl_net.runtime.versions import Signer, VersionLog
+from p2pfl_net.wire import versions
+from p2pfl_net.wire.calls import CALLS
 from p2pfl_net.wire.identity import HELLO_METHOD
 from p2pfl_net.wire.records import Opener
+from p2pfl_net.wire.trust import REQUEST_METHOD
 from tests.processes import PATIENCE_S, wait_for
 from tests.rpc.callers import CALL_TIMEOUT_S, calling, model_client, new_identity, tls_channel
 from tests.rpc.crowd import NOBODY_PORT
@@ -54,6 +58,7 @@ TRANSFER_S = 600.0
 HANDSHAKE_OPTION = "grpc.server_handshake_timeout_ms"
 INVALID, UNAUTHENTICATED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAUTHENTICATED
 FETCH_MODEL = "/p2pfl.v1.Models/FetchModel"
+ACCUSE = CALLS[Accuse].path
 ROUNDS = 2
 """That each honest peer ends after the attack has had its effect."""
 BUSY = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -182,6 +187,44 @@ def test_calls_streams_and_records_of_one_peer(network: Network) -> None:
         assert "calls a minute from this peer" in next(iter(outcomes.words))
         assert attacker.unary(PING, [(ping_by(quiet, first), attacker.token(quiet))]).answered == 1
         assert set(notes(first)) == {(loud.peer_id, limit) for limit in ("calls", "streams", "records")}
+
+
+def proof_against(liar: Identity) -> pb_versions.Equivocation:
+    """Two models under one version, both signed by it."""
+
+    def said(digit: str) -> versions.Statement:
+        text = versions.version_text(liar.peer_id, 1, digit * 64, digit * 64)
+        return versions.Statement(liar.peer_id, 1, digit * 64, digit * 64, liar.public_key, liar.sign(text))
+
+    return versions.encode_equivocation(versions.equivocation(said("1"), said("2")))
+
+
+def test_accusations_of_invented_peers_and_requests_that_nobody_can_read(network: Network) -> None:
+    """Each would be written to disk, and the first told to everybody."""
+    with training(network) as (first, second), flooding(first) as attacker:
+        loud = cheap_identity()
+        token = attacker.token(loud)
+        to, sender = bytes.fromhex(first.peer_id), fake_sender(loud, NOBODY_PORT)
+
+        def accusation(liar: Identity) -> bytes:
+            request = pb.AccuseRequest(sender=sender, to=to, dialled=loopback(first.port))
+            request.proof.CopyFrom(proof_against(liar))
+            return request.SerializeToString()
+
+        outcomes = attacker.unary(ACCUSE, [(accusation(cheap_identity()), token) for _ in range(100)])
+        assert "accusations a minute from this peer" in next(iter(outcomes.words))
+        assert outcomes.answered <= 12
+        many = [cheap_identity() for _ in range(300)]
+        ask = [trust_pb2.TrustRequest(to=to, reason=f"{n}").SerializeToString() for n in range(len(many))]
+        outcomes = attacker.unary(REQUEST_METHOD, [(one, token) for one in ask[:100]])
+        assert "requests a minute from this peer" in next(iter(outcomes.words))
+        outcomes = attacker.unary(
+            REQUEST_METHOD, [(one, attacker.token(who)) for one, who in zip(ask, many, strict=True)]
+        )
+        assert "requests a minute from this address" in next(iter(outcomes.words))
+        assert outcomes.answered <= 12 * ADDRESS_FACTOR
+        assert first.events("peer_evicted") == second.events("peer_evicted") == []
+        assert not first.state.evicted.exists()
 
 
 def test_calls_that_are_given_up_at_once(network: Network) -> None:

@@ -102,7 +102,7 @@ def test_strangers_and_thieves_make_nobody_forget_an_heir() -> None:
         heirs.add(THIEF, (number(2 * 10**6 + n), A))
     assert len(heirs.links) <= 1 + MAX_RIVALS_OF_ONE
     assert heirs.applied(approved(A)) == approved(B)
-    line = (B, A)
+    line: tuple[PeerId, ...] = (B, A)
     for n in range(2 * MAX_ROTATIONS_OF_ONE):
         heirs.add(number(3 * 10**6 + n), line)
         line = (number(3 * 10**6 + n), *line)

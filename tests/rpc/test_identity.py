@@ -378,6 +378,7 @@ def test_a_private_network_admits_only_who_holds_its_key(
         channel.unary_unary(JOIN, None, None)(b"", timeout=CALL_TIMEOUT_S)
     assert code_of(caught.value) is INVALID
     assert first.known() == {second.peer_id}
+    assert "private" in str(first.wait_event("caller_refused", address="127.0.0.1")["reason"])
 
 
 def test_a_daemon_says_whether_its_network_is_open(network: Network, network_key: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from p2pfl_proto.v1 import identity_pb2
-from p2pfl_state import atomic
+from p2pfl_state import atomic, signed
 from p2pfl_state.layout import StateDir
+from p2pfl_state.signed import VERSIONS_A_SECOND
 
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import PeerId, parse_address
@@ -22,7 +23,7 @@ from p2pfl_net.errors import MalformedMessage, PeerFailed
 from p2pfl_net.rpc import rotations as chains
 from p2pfl_net.rpc.connections import Connection, Credentials
 from p2pfl_net.rpc.gate import Gate
-from p2pfl_net.rpc.keys import Identity
+from p2pfl_net.rpc.keys import Identity, check_signature
 from p2pfl_net.rpc.rotations import FormerIds, former_ids, rotated
 from p2pfl_net.runtime import identity, rotations
 from p2pfl_net.runtime.known_peers import KnownPeers
@@ -121,6 +122,16 @@ def test_another_peer_s_key_is_never_replaced(state: StateDir, tmp_path: Path) -
     other = private_file(tmp_path / "other.pem", Identity.new().key_pem())
     assert "another key" in refusal(3, key("import", state.root, other))
     assert state.key.read_bytes() == before
+
+
+def test_who_moves_with_its_key_signs_no_version_again(state: StateDir, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.pem"
+    assert key("export", state.root, copy).returncode == 0
+    there = StateDir(tmp_path / "there")
+    assert "go on above" in key("import", there.root, copy).stderr
+    mark = signed.read(there)
+    assert mark is not None
+    assert mark.version > VERSIONS_A_SECOND * 86400 * 365
 
 
 def test_wrong_files_are_one_line(state: StateDir, tmp_path: Path) -> None:
@@ -395,6 +406,42 @@ def test_get_and_requests_find_a_peer_by_the_id_that_it_had(network: Network, tm
     line = ("trust", "request", f"{old}@{peer.address}", "--state", asker.state.root, "--reason", "to learn")
     said = run_command(*line)
     assert (said.returncode, said.stdout.split()[1]) == (0, peer.peer_id), said.stderr
+
+
+def test_who_knows_the_new_key_takes_the_old_one_for_a_thief_s(network: Network, tmp_path: Path) -> None:
+    boot, asker = network.start(), network.peer()
+    asker.start(boot=boot)
+    stolen = identity.load(boot.state.key)
+    assert stolen is not None
+    old, address = restarted_with_a_new_key(boot), boot.address
+    assert asker.stop() == 0
+    asker.start(boot=boot)
+    assert asker.wait_event("key_rotated")["new"] == boot.peer_id
+    assert boot.stop() == 0
+    line = ("--state", asker.state.root, "--reason", "to learn")
+    thief = network.peer()
+    thief.port = boot.port
+    thief.state.root.mkdir()
+    private_file(thief.state.key, stolen.key_pem())
+    for replaces_it in (False, True):
+        if replaces_it:
+            assert key("rotate", thief.state.root).returncode == 0
+        thief.start()
+        said = run_command("get", f"{old}@{address}", "--state", asker.state.root, "--out", tmp_path / "got")
+        assert (said.returncode, "another peer lives there" in said.stderr) == (8, True)
+        said = run_command("trust", "request", f"{old}@{address}", *line)
+        assert (said.returncode, "another peer lives there" in said.stderr) == (8, True)
+        assert thief.stop() == 0
+
+
+def test_a_key_has_one_form_and_so_one_id() -> None:
+    own = Identity.new()
+    point = own.key.public_key()
+    compressed = point.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
+    prefix = bytes.fromhex("3039301306072a8648ce3d020106082a8648ce3d030107032200")
+    check_signature(own.public_key, own.sign(b"text"), b"text")
+    with pytest.raises(MalformedMessage, match="one form"):
+        check_signature(prefix + compressed, own.sign(b"text"), b"text")
 
 
 def test_a_peer_with_a_new_key_joins_as_a_new_peer(network: Network) -> None:

@@ -109,7 +109,7 @@ def test_who_asks_seldom_is_not_hurt_by_more_peers_than_places() -> None:
 
 
 def test_an_address_has_ten_times_what_a_peer_has() -> None:
-    limiter = Limiter(Limits(calls=3), lambda fields: None, Clock())
+    limiter = Limiter(Limits(calls=3), lambda event, fields: None, Clock())
     peer = PeerId("1" * 64)
     for _ in range(3):
         limiter.check_peer(peer, Limit.CALLS)
@@ -126,7 +126,7 @@ def test_an_address_has_ten_times_what_a_peer_has() -> None:
 
 def test_a_limit_is_noted_once_a_minute_and_not_for_everybody() -> None:
     clock, noted = Clock(), list[dict[str, object]]()
-    limiter = Limiter(Limits(joins=1), noted.append, clock)
+    limiter = Limiter(Limits(joins=1), lambda event, fields: noted.append(fields), clock)
 
     def exceed(peer: str) -> None:
         for _ in range(30):
@@ -142,6 +142,17 @@ def test_a_limit_is_noted_once_a_minute_and_not_for_everybody() -> None:
     exceed("first")
     assert noted[-1] == {"peer": "first", "limit": "joins"}
     assert len(noted) == NOTES_A_MINUTE + 1
+
+
+def test_who_is_refused_is_noted_once_a_minute_for_each_address() -> None:
+    clock, noted = Clock(), list[tuple[str, object]]()
+    limiter = Limiter(Limits(), lambda event, fields: noted.append((event, fields["address"])), clock)
+    for _ in range(30):
+        limiter.refused("10.0.0.1", "this network is private")
+    assert noted == [("caller_refused", "10.0.0.1")]
+    for number in range(1000):
+        limiter.refused(f"10.1.0.{number}", "this network is private")
+    assert len(noted) == NOTES_A_MINUTE
 
 
 # what a person reads -------------------------------------------------------------------------------

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 
 import grpc
 import pytest
 from p2pfl_proto.v1 import trust_pb2
 from p2pfl_state import atomic
+from p2pfl_state.layout import StateDir
 from p2pfl_state.markers import AggregateAnswer
+from p2pfl_state.trust import MAX_REQUESTS, read_requests
 
+from p2pfl_net.core.ids import PeerId
 from p2pfl_net.rpc.connections import Connection, Credentials
 from p2pfl_net.rpc.keys import Identity
+from p2pfl_net.runtime.trust import TrustKeeper
 from p2pfl_net.wire.trust import REQUEST_METHOD
 from tests.processes import wait_for
 from tests.rpc.callers import CALL_TIMEOUT_S, calling, new_identity, tls_channel
@@ -218,7 +223,7 @@ def test_a_request_appears_is_read_and_is_decided_on(network: Network) -> None:
 
 
 def test_requests_are_bounded_and_the_newest_stay(network: Network) -> None:
-    source = network.start()
+    source = network.start("--max-requests", "100000")
     asking = [Identity.new() for _ in range(258)]
     with tls_channel(source.port) as (channel, peer_id):
         for number, identity in enumerate([*asking, asking[-1]]):
@@ -237,6 +242,33 @@ def test_requests_are_bounded_and_the_newest_stay(network: Network) -> None:
     source.kill()
     source.start()
     assert ids(source, "requests") == [identity.peer_id for identity in asking[2:]]
+
+
+def test_who_asks_in_many_names_pushes_nobody_else_out(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    keeper = TrustKeeper(state, PeerId("f" * 64), approved_only=True)
+    honest = [PeerId(f"{n:064x}") for n in range(3)]
+    for n, peer in enumerate(honest):
+        keeper.request(peer, f"10.0.0.{n}", "clinic B, ask for Ann")
+    for n in range(2 * MAX_REQUESTS):
+        keeper.request(PeerId(f"{n + 1000:064x}"), "10.9.9.9", f"{n}")
+    kept = [request.peer_id for request in read_requests(state)]
+    assert (len(kept), kept[:3]) == (MAX_REQUESTS, honest)
+    assert kept[-1] == f"{2 * MAX_REQUESTS + 999:064x}", "and of its own the newest stay"
+
+
+def test_decisions_are_told_one_by_one_and_on_a_former_id_hold_for_the_present(network: Network) -> None:
+    peer = network.start()
+    old, new, other = "a" * 64, "b" * 64, "c" * 64
+    decide("approve", peer, other, "--note", "a colleague")
+    told = peer.wait_event("trust_changed")["decisions"]
+    assert told == [{"peer": other, "decision": "approved", "note": "a colleague"}]
+    assert peer.stop() == 0
+    atomic.write_json(peer.state.trust_heirs, {"contract": 1, "links": [{"old": old, "new": new}]})
+    assert decide("approve", peer, old) == f"approved {new} ({old[:16]} before its key was replaced)\n"
+    assert ids(peer, "approved") == [other, new]
+    decide("revoke", peer, old)
+    assert (ids(peer, "approved"), ids(peer, "revoked")) == ([other], [old, new])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from p2pfl_state.errors import MalformedFile
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Parent, Previous
 from p2pfl_state.markers import FetchedModel
-from p2pfl_state.signed import VERSIONS_LEFT_OUT, SignedVersion
+from p2pfl_state.signed import VERSIONS_A_SECOND, VERSIONS_LEFT_OUT, SignedVersion
 
 from p2pfl_net.core.events import FailureKind, Fetch, FetchId
 from p2pfl_net.core.ids import Address, PeerId, TaskDigest
@@ -31,12 +31,14 @@ from p2pfl_net.errors import MalformedMessage, PeerFailed
 from p2pfl_net.rpc.fetching import ModelClient
 from p2pfl_net.rpc.keys import Identity, check_signature
 from p2pfl_net.runtime.evicted import EvictedFile
+from p2pfl_net.runtime.published import PublishedModel
 from p2pfl_net.runtime.rounds import RoundFiles
 from p2pfl_net.runtime.versions import Signer, VersionLog
 from p2pfl_net.wire import versions
 from p2pfl_net.wire.versions import Statement
 from tests.processes import PATIENCE_S, wait_for
 from tests.rpc.callers import calling
+from tests.rpc.deciding import decide
 from tests.rpc.fake_trainer import FakeTrainer
 from tests.rpc.model_files import ModelFile, assemble, make_model, publish
 from tests.rpc.peers import Network, Peer, run_command, wait_complete
@@ -124,6 +126,23 @@ def test_a_file_that_was_changed_after_it_was_written_is_a_copy(state: StateDir)
     assert left_out is not None
     assert left_out.version >= 3 + 3600, "so many may have been signed since"
     assert signed.recover(state) is None
+
+
+def test_a_mark_of_a_time_to_come_is_a_copy_too(state: StateDir) -> None:
+    """As when the clock was ahead when it was written."""
+    signed.write(state, SignedVersion(3, None, time.time() + 3600))
+    left_out = signed.recover(state)
+    assert left_out is not None
+    assert left_out.version >= 3 + VERSIONS_LEFT_OUT
+
+
+def test_a_key_that_signed_elsewhere_signs_no_number_again(state: StateDir) -> None:
+    signed.leave_out_earlier(state)
+    mark = signed.read(state)
+    assert mark is not None
+    assert not mark.allows(VERSIONS_A_SECOND * 86400 * 365, "0" * 64)
+    signed.leave_out_earlier(state)
+    assert signed.read(state) == mark, "what was signed here is known"
 
 
 def test_a_damaged_mark_is_refused(state: StateDir) -> None:
@@ -273,6 +292,47 @@ def test_who_makes_us_doubt_and_never_answers_holds_one_thread(state: StateDir) 
     log.close()
 
 
+def test_what_is_kept_of_versions_is_bounded(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pfl_net.runtime.versions.MAX_SEEN_BYTES", 10_000)
+    log, own = VersionLog(state), Identity.new()
+    for version in range(1, 101):
+        model = make_model(version, 1000, version=version)
+        log.add(spoken(own, model), model.manifest)
+    held = [version for version in range(1, 101) if log.get(own.peer_id, version)]
+    assert 1 <= len(held) < 20
+    assert held[-1] == 100, "the newest"
+    log.close()
+
+
+def test_a_publication_that_is_replaced_meanwhile_is_no_error(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opened the one before asks for a signature when a newer one has been signed already."""
+    log = VersionLog(state)
+    signer = Signer(state, Identity.new(), log)
+    source = PublishedModel(state, signer)
+    publish(state, make_model(1, 1000))
+    newer = make_model(2, 1000, version=2)
+    opened = source._open
+
+    def open_then_replaced() -> int | None:
+        handle = opened()
+        monkeypatch.undo()
+        publish(state, newer)
+        assert source.manifest() == newer.manifest
+        return handle
+
+    monkeypatch.setattr(source, "_open", open_then_replaced)
+    with source.open_model() as served:
+        assert served is not None
+        assert served.manifest == newer.manifest
+    publish(state, make_model(3, 1000, version=1))
+    with pytest.raises(MalformedFile, match="publish a higher one"):
+        source.manifest()
+    source.close()
+    log.close()
+
+
 def test_a_version_that_was_not_seen_is_not_told(network: Network) -> None:
     peer = network.start()
     model = publish(peer.state, make_model(1, 1000))
@@ -286,6 +346,14 @@ def test_a_version_that_was_not_seen_is_not_told(network: Network) -> None:
         for question in (versions.encode_question(PeerId(peer.peer_id), 2), b"\xff"):
             with pytest.raises(grpc.RpcError):
                 ask(question, timeout=20)
+    revoked = Identity.new()
+    decide("revoke", asker, revoked.peer_id)
+    with calling(asker.port, revoked) as channel:
+        ask = channel.unary_unary(versions.FETCH_VERSION_METHOD, None, None)
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(versions.encode_question(PeerId(peer.peer_id), 1), timeout=20)
+    assert isinstance(caught.value, grpc.Call)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 # provenance ----------------------------------------------------------------------------------------

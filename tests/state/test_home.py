@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ def test_the_first_use_claims_and_later_ones_agree(state: StateDir) -> None:
     before = state.home.read_bytes()
     home.claim(state)
     assert state.home.read_bytes() == before
+
+
+def test_what_is_made_is_for_its_owner_alone(state: StateDir) -> None:
+    assert stat.S_IMODE(state.root.stat().st_mode) == 0o700
+    state.root.chmod(0o750)
+    home.prepare(state)
+    assert stat.S_IMODE(state.root.stat().st_mode) == 0o750, "its owner's choice"
 
 
 def test_a_renamed_directory_is_still_the_same(state: StateDir) -> None:
