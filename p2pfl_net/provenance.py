@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,3 +144,20 @@ def run(root: Path, digest: str, *, limit: int, as_json: bool) -> None:
         for number, named in enumerate(ancestor.made_of):
             went_on = number == 0 and said is not None and said.previous is not None
             sys.stdout.write(f"  {'after' if went_on else 'with '} {named}\n")
+    for line in _summary(found):
+        sys.stdout.write(line + "\n")
+    if len(found) >= limit:
+        sys.stdout.write(f"these are the {limit} nearest: --limit N shows more\n")
+
+
+def _summary(found: list[Ancestor]) -> list[str]:
+    """Whose models they are, and on how many samples each learned, by its nearest model."""
+    versions = Counter(ancestor.named.publisher for ancestor in found)
+    samples: dict[PeerId, int] = {}
+    for ancestor in found:
+        if ancestor.manifest is not None:
+            samples.setdefault(ancestor.named.publisher, ancestor.manifest.samples)
+    return [
+        f"from peer {publisher}: {count} versions, {samples.get(publisher, 'unknown')} samples"
+        for publisher, count in versions.most_common()
+    ]

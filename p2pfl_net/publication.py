@@ -14,6 +14,8 @@ from p2pfl_net.inspect import check_peer, daemon_runs
 def withdraw(root: Path) -> str:
     """Marks the model as withdrawn; what to say of it. Raises `StateError`."""
     check_peer(root)
+    if withdrawal.is_withdrawn(StateDir(root)):
+        return f"it was withdrawn before: nothing is served until p2pfl-net publish --state {root}"
     withdrawal.withdraw(StateDir(root), time.time())
     return f"withdrawn: nothing is served until p2pfl-net publish --state {root}{_when(root)}"
 

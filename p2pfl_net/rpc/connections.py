@@ -101,10 +101,15 @@ class Connection:
     def token(self, timeout_s: float) -> tuple[tuple[str, bytes], ...]:
         """The metadata of a call, after a greeting where one is due. Raises `PeerFailed`, `grpc.RpcError`,
         `MalformedMessage`."""
-        with self._lock:
+        deadline = time.monotonic() + timeout_s
+        if not self._lock.acquire(timeout=timeout_s):  # another call's greeting is not answered
+            raise PeerFailed(FailureKind.UNREACHABLE, SILENT)
+        try:
             if time.monotonic() >= self._good_until:
-                self._greet(timeout_s)
+                self._greet(max(0.01, deadline - time.monotonic()))
             return self._metadata
+        finally:
+            self._lock.release()
 
     def former(self, timeout_s: float) -> tuple[PeerId, ...]:
         """The ids that the peer had before, newest first, as its former keys say. Raises as `token`."""

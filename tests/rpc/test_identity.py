@@ -108,6 +108,14 @@ def test_a_token_from_before_a_restart_is_refused(network: Network) -> None:
     assert code_with(peer, token) is UNAUTHENTICATED
 
 
+def test_who_waits_for_another_call_s_greeting_waits_no_longer_than_it_said(daemon: Peer) -> None:
+    with tls_channel(daemon.port) as (channel, peer_id):
+        connection = Connection(channel, peer_id, Credentials(new_identity()))
+        with connection._lock, pytest.raises(PeerFailed, match="no answer"):
+            connection.token(0.01)
+        assert connection.token(CALL_TIMEOUT_S)
+
+
 def test_nobody_speaks_for_another(daemon: Peer) -> None:
     known = daemon.known()
     token = token_for(daemon, new_identity())

@@ -53,6 +53,7 @@ def test_a_withdrawn_model_is_not_served_until_it_is_published_again(network: Ne
     assert not status_of(source)
     assert "withdrawn" in say("unpublish", source)
     check_withdrawn(source)
+    assert "withdrawn before" in say("unpublish", source)
     assert status_of(source)
     wait_unpublished(asker)
     source.wait_event("model_withdrawn")

@@ -397,7 +397,9 @@ def test_what_went_into_a_model_is_told_and_its_signatures_are_checked(state: St
     ]
     assert told[0]["made_of"][0] == {"peer_id": third.peer_id, "version": 2, "weights": before.weights}
     shown = run_command("provenance", top.weights, "--state", state.root, "--limit", "2").stdout.splitlines()
-    assert [line.startswith("  ") for line in shown] == [False, *[True] * 5, False]
+    assert [line.startswith("  ") for line in shown] == [False, *[True] * 5, False, False, False]
+    assert shown[-2].startswith(f"from peer {third.peer_id}: 2 versions, ")
+    assert shown[-1].endswith("--limit N shows more")
     assert f"after version 2 of peer {third.peer_id[:16]}" in shown[1]
     for wrong in ("abc", "../x", "f" * 64):
         refused = run_command("provenance", wrong, "--state", state.root)
