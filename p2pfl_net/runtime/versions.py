@@ -48,7 +48,7 @@ class VersionLog:
         for line in atomic.read_json_lines(state.provenance):
             seen = read_line(line)
             if seen is not None:
-                self._remember(seen[0], atomic.encode_json(line))
+                self._remember(seen[0], atomic.encode_json(line_of(*seen)))
         self._lines = atomic.JsonLines(state.provenance)
 
     def add(self, statement: Statement, manifest: Manifest) -> Equivocation | None:
@@ -105,7 +105,10 @@ class VersionLog:
         with atomic.replacing(self._state.provenance) as draft, open(draft, "wb") as kept:
             dropped = 0
             for line in atomic.read_json_lines(self._state.provenance):
-                encoded = atomic.encode_json(line)
+                try:
+                    encoded = atomic.encode_json(line)
+                except ValueError:  # somebody else's: a NaN, which only Python's own reader takes
+                    continue
                 if dropped < MAX_LOG_BYTES // 2:
                     dropped += len(encoded)
                 else:
