@@ -10,6 +10,7 @@ from pathlib import Path
 
 from p2pfl_state import atomic
 from p2pfl_state.layout import StateDir
+from p2pfl_state.trust import read_trust
 
 from p2pfl_net import config
 from p2pfl_net.errors import UsageError
@@ -139,6 +140,13 @@ def _tell_who_is_silent(state: StateDir) -> None:
     say(f"no boot peer has answered yet{': ' if reasons else ''}{reasons}; they are asked again and again")
 
 
+def _why_nothing(pair: pairs.Pair) -> str:
+    """Where to look when there are peers, and no model of theirs was averaged."""
+    if "approve" in pair.options.net and not read_trust(pair.state).approved:
+        return f" (nobody is approved here: p2pfl-net trust list --state {pair.state.root})"
+    return f" (why: {pair.state.trainer_log})"
+
+
 def _say_lines(log: watching.Tail) -> None:
     for line in log.lines():
         say(line.decode("utf-8", "replace"))
@@ -154,7 +162,7 @@ def _follow(pair: pairs.Pair, watcher: watching.Watcher, daemon: watching.Tail, 
             _say_lines(daemon)
             seen = watcher.look()
             accuracies = _accuracies(seen.accuracy_trained, seen.accuracy_averaged)
-            why = f" (why: {pair.state.trainer_log})" if seen.peers_known and not seen.models else ""
+            why = _why_nothing(pair) if seen.peers_known and not seen.models else ""
             averaged = f"{seen.models} models averaged{why}"
             say(f"cycle {seen.cycle}, {seen.peers_known} peers, {averaged}, {accuracies}")
 

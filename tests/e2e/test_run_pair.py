@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from p2pfl_state import atomic, lock, markers
 from p2pfl_state.layout import StateDir
+from p2pfl_state.trust import Decision, change_trust
 
 from p2pfl_net import networkkey
+from scripts import pairs, run_pair
 from tests.processes import ROOT, Process, Processes, wait_for, wait_for_trainer
 
 pytestmark = pytest.mark.timeout(1200)
@@ -260,6 +262,16 @@ def test_a_private_pair_that_serves_the_approved_only(processes: Processes, tmp_
     assert "private network, models to and from approved peers only" in said
     pair.signal(signal.SIGINT)
     assert pair.wait() == 0
+
+
+def test_that_nobody_is_approved_is_told(tmp_path: Path) -> None:
+    def why(*net: str) -> str:
+        return run_pair._why_nothing(pairs.Pair(pairs.PairOptions(tmp_path, net, ())))
+
+    assert why("--trust", "approve") == f" (nobody is approved here: p2pfl-net trust list --state {tmp_path})"
+    assert "trainer.log" in why()
+    change_trust(StateDir(tmp_path), lambda decided: decided.approve("a" * 64, Decision(1e9)))
+    assert "trainer.log" in why("--trust", "approve")
 
 
 @pytest.mark.parametrize("wrong", ["NETWORK_KEYY=lab.key", "PROT=8001", "trust=approve"])
