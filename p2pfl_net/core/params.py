@@ -162,7 +162,7 @@ class Params:
     forbidden_s: float = 2.0
     """How long a peer that refuses us its model is not asked, at first; doubled with each refusal in a row. A
     guess: a few rounds of a quick task."""
-    forbidden_max_s: float = 60.0
+    forbidden_max_s: float = 20.0
     """A guess: who was approved meanwhile does not wait longer."""
     aside_max_s: float = 86_400.0
     """A guess: who mends its program is heard again a day later at the latest."""

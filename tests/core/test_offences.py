@@ -112,7 +112,7 @@ def test_who_refuses_to_serve_is_asked_ever_more_rarely_until_it_serves() -> Non
         pause_s = next(s for s in range(1, 100) if offences.is_asked(PEER, now + s))
         waited.append(pause_s)
         now += pause_s
-    assert waited == [2, 4, 8, 16, 32, 60, 60, 60]
+    assert waited == [2, 4, 8, 16, 20, 20, 20, 20]
     offences.serves(PEER)
     offences.refuses(PEER, now)
     assert offences.is_asked(PEER, now + PARAMS.forbidden_s)
