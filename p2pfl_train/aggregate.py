@@ -109,6 +109,7 @@ def _average_flat(
     name: str, flat: Tensor, own_share: float, others: Sequence[tuple[TensorFile, float]]
 ) -> None:
     wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
+    largest = torch.finfo(flat.dtype).max
     step = PIECE_BYTES // flat.element_size()
     for start in range(0, flat.numel(), step):
         part = flat[start : start + step]
@@ -119,5 +120,6 @@ def _average_flat(
         for file, piece, share in pieces:
             total.add_(piece.to(wide), alpha=share)
             file.forget()  # before the next is read: more than a piece may have been mapped for it
+        total.clamp_(-largest, largest)  # shares sum to 1 but for rounding, which is enough to overflow
         if total is not part:
             part.copy_(total)

@@ -16,6 +16,8 @@ from p2pfl_train.task import Batch, Task
 
 BATCH = 64
 """Examples at a time: their activations stay in the processor's cache, larger batches are slower."""
+MAX_CONFUSED = 2000
+"""Classes that a confusion matrix is made for, of 32 MB then."""
 TIME_SHARE = 0.1
 """At most this part of the time goes into evaluation when it limits itself."""
 
@@ -30,7 +32,8 @@ class Evaluation:
     accuracy: float | None
     """From 0 to 1; None for a task without classes."""
     confusion: Tensor | None
-    """Counts, int64, shape (classes, classes): row is the true class, column the predicted one."""
+    """Counts, int64, shape (classes, classes): row is the true class, column the predicted one. None also for
+    more than `MAX_CONFUSED` classes."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The task's own, as far as they are finite."""
 
@@ -55,9 +58,11 @@ def evaluate(model: nn.Module, task: Task, dataset: Dataset[Batch], batch_size: 
         return Evaluation(0, None, None, None)
     was_training = model.training
     model.eval()
-    total, outputs, targets = 0.0, [], []
+    total, right, outputs, targets = 0.0, 0, [], []
     classes = len(task.spec.classes)
-    confusion = torch.zeros(classes, classes, dtype=torch.int64) if classes else None
+    confusion = None
+    if 0 < classes <= MAX_CONFUSED:
+        confusion = torch.zeros(classes, classes, dtype=torch.int64)
     for inputs, wanted in in_order(dataset, batch_size):
         try:
             output = model(task.preprocess(inputs))
@@ -66,8 +71,12 @@ def evaluate(model: nn.Module, task: Task, dataset: Dataset[Batch], batch_size: 
             raise ModelError(
                 f"the model cannot measure a batch of {described(inputs)}: {one_line(error)}"
             ) from error
-        if confusion is not None:
-            confusion += _confusion(output, wanted, classes)
+        if classes:
+            labels, predicted = _labels(output, wanted, classes)
+            right += int((labels == predicted).sum())
+            if confusion is not None:
+                pairs = torch.bincount(labels * classes + predicted, minlength=classes * classes)
+                confusion += pairs.view(classes, classes)
         if task.metrics:
             outputs.append(output)
             targets.append(wanted)
@@ -76,7 +85,7 @@ def evaluate(model: nn.Module, task: Task, dataset: Dataset[Batch], batch_size: 
     return Evaluation(
         examples=count,
         loss=total / count if math.isfinite(total) else None,
-        accuracy=None if confusion is None else int(confusion.diagonal().sum()) / count,
+        accuracy=right / count if classes else None,
         confusion=confusion,
         metrics={name: value for name, value in measured.items() if math.isfinite(value)},
     )
@@ -101,8 +110,8 @@ def _measure(task: Task, outputs: list[Tensor], targets: list[Tensor]) -> dict[s
     return measured
 
 
-def _confusion(output: Tensor, wanted: Tensor, classes: int) -> Tensor:
-    """Counts of (true, predicted) classes in one batch, shape (classes, classes)."""
+def _labels(output: Tensor, wanted: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """True and predicted classes of one batch, int64, shape (batch,) each."""
     remedy = "leave the task's classes empty and measure with metrics of its own"
     if wanted.dim() != 1 or wanted.dtype.is_floating_point or wanted.dtype.is_complex:
         raise DataError(
@@ -121,8 +130,7 @@ def _confusion(output: Tensor, wanted: Tensor, classes: int) -> Tensor:
             f"the label {low if low < 0 else high} is no class index from 0 to {classes - 1}: "
             "leave such examples out"
         )
-    pairs = torch.bincount(labels * classes + output.argmax(dim=1), minlength=classes * classes)
-    return pairs.view(classes, classes)
+    return labels, output.argmax(dim=1)
 
 
 class Schedule:

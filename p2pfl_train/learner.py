@@ -191,12 +191,22 @@ class Learner:
         elif self.initial is not None:
             copy_into(self.initial, self.tensors)
         else:
-            fresh = stored_tensors(fresh_model(self.task))
-            with torch.no_grad():
-                for name, tensor in self.tensors.items():
-                    tensor.copy_(fresh[name])
+            self._take_seed()
         if self.optimiser is not None:
             self.optimiser.state.clear()
+
+    def begin_anew(self) -> None:
+        """Goes back to the weights of the task's seed, without momentum."""
+        self.parents.clear()
+        self._take_seed()
+        if self.optimiser is not None:
+            self.optimiser.state.clear()
+
+    def _take_seed(self) -> None:
+        fresh = stored_tensors(fresh_model(self.task))
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                tensor.copy_(fresh[name])
 
 
 def fresh_model(task: Task) -> nn.Module:

@@ -115,6 +115,8 @@ class Loop:
         )
         self._cycles_done = 0
         self._diverged = 0
+        self._has_averaged = learner.published is not None or learner.initial is not None
+        """Whether others' weights may be in ours: then they can be why we diverge, no reason to give up."""
         self._asked_at_s = float("-inf")
         self._lead = Lead()
         self._reached_target = False
@@ -190,6 +192,13 @@ class Loop:
 
     def _recover(self, reason: str) -> None:
         self._diverged += 1
+        if self._diverged >= MAX_DIVERGED and self._has_averaged:
+            self._report.say(
+                f"{reason}: what was averaged in may be why; beginning anew from the task's seed"
+            )
+            self._learner.begin_anew()
+            self._diverged, self._has_averaged = 0, False
+            return
         if self._diverged >= MAX_DIVERGED:
             rate = self._options.training.optimiser.learning_rate
             raise WeightsRefused(
@@ -251,6 +260,7 @@ class Loop:
         for refusal in outcome.checked.refusals:
             self._report.say(f"refused a model of peer {refusal.peer_id[:16]}: {refusal.reason}")
         if wanted:
+            self._has_averaged |= bool(outcome.checked.contributions)
             with record.timed("averaging"):
                 self._learner.average(outcome.checked.contributions)
             record.models += len(outcome.checked.contributions)

@@ -23,6 +23,13 @@ from p2pfl_net.wire import models
 DISK_RESERVE_BYTES = 64 << 20
 """What transfers leave free on the disk, all of them together."""
 
+_READING = threading.Lock()
+"""One tensor file's header at a time: of the largest, tens of megabytes in memory."""
+LEAST_CHUNK_BYTES = 4096
+MAX_SMALL_CHUNKS = 64
+"""So many chunks of a transfer may be smaller than that, on the whole. Ours have 16 KiB or more, but for the
+last."""
+
 MAX_UNHASHED = 2
 """Chunks that wait to be hashed: enough to keep both threads busy, and at 2 MiB each little memory."""
 
@@ -110,8 +117,10 @@ class Download:
             handle = os.open(self.draft, flags, 0o644)
             try:
                 with _hashing(self.digest) as hash_later:
-                    for part in parts:
+                    for number, part in enumerate(parts):
                         payload = models.chunk_payload(part)
+                        if number > MAX_SMALL_CHUNKS + (self.received - header.offset) // LEAST_CHUNK_BYTES:
+                            raise MalformedModel("sends its bytes in pieces that are too small")
                         if self.received + len(payload) > header.size_bytes:
                             raise MalformedModel("sends more bytes than announced")
                         _write_all(handle, payload, self.received)
@@ -134,7 +143,9 @@ class Download:
         if self.digest.hexdigest() != header.file_digest:
             raise MalformedModel("the bytes do not have the announced digest")
         try:
-            if read_header(self.draft).manifest() != header.manifest:
+            with _READING:
+                found = read_header(self.draft)
+            if found.manifest() != header.manifest:
                 raise MalformedModel("the manifest in the file is not the announced one")
         except MalformedFile as error:
             raise MalformedModel(str(error)) from None

@@ -13,6 +13,8 @@ from p2pfl_net.wire.models import CHUNK_BYTES
 MAX_UPLOADS = 16
 BURST_S = 0.25
 """So many seconds' worth may go at once after a pause: a small model comes without any wait. A guess."""
+MAX_DEBT_S = 1.0
+"""Who only asks whether there is anything new delays uploads by so much at most. A guess."""
 LEAST_CHUNK_BYTES = 16 << 10
 
 
@@ -49,9 +51,11 @@ class Throttle:
                 self._changed.notify_all()
 
     def charge(self, size_bytes: int) -> None:
-        """So many bytes go out of turn: what follows waits for them."""
+        """So many bytes go out of turn: what follows waits for them, within a bound."""
         with self._changed:
-            self._pace.take(size_bytes, self._clock())
+            now = self._clock()
+            if self._pace.wait_s(size_bytes, now) < MAX_DEBT_S:
+                self._pace.take(size_bytes, now)
 
     def wake(self) -> None:
         """An upload may have ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ LEAST_BYTES_S = 16 << 10
 """A reader that takes less, over so long, loses its place when another wants it. Guesses: a slow modem is
 faster, and a chunk of 1 MiB needs about that long at that pace."""
 
+MAX_ENDING = 8
+"""Uploads that end and still have their place, while another has begun in it."""
 LEAST_PARTS = 2
 """The header and a chunk: so much comes of every call, or who calls again would never come to the end."""
 
@@ -60,6 +63,14 @@ class _Upload:
         if self.reader_s >= SLOW_S:
             self.was_slow = self.is_slow(now)
             self.reader_s, self.taken_bytes = 0.0, 0
+
+
+def _caller(upload: _Upload) -> str:
+    return upload.caller
+
+
+def _source(upload: _Upload) -> str:
+    return upload.source
 
 
 class Uploads:
@@ -123,9 +134,27 @@ class Uploads:
                 self._running[context] = upload
                 return upload
             slow = [other for other in rivals if self._running[other].is_slow(upload.began_at)]
-        for other in slow:
+            greedy = None if slow else self._greedy(upload)
+            if greedy is not None:
+                self._running[context] = upload
+        for other in slow if greedy is None else [greedy]:
             other.cancel()  # type: ignore[no-untyped-call]  # its own thread gives the place back
+        if greedy is not None:
+            return upload
         raise PeerFailed(FailureKind.BUSY, f"{reason}, try again soon")
+
+    def _greedy(self, upload: _Upload) -> grpc.ServicerContext | None:
+        """When all places are taken, the oldest upload of whoever has most, peer or address, if that is more
+        than the newcomer would have: it goes on in another call. None: nobody has."""
+        running = self._running
+        if not MAX_UPLOADS <= len(running) < MAX_UPLOADS + MAX_ENDING:
+            return None
+        for key in (_caller, _source):
+            counts = Counter(map(key, running.values()))
+            most, count = counts.most_common(1)[0]
+            if count > counts[key(upload)] + 1:
+                return next(other for other, held in running.items() if key(held) == most)
+        return None
 
     def _rivals(self, upload: _Upload, host: str) -> tuple[list[grpc.ServicerContext], str]:
         """Those of which one must end before this one may begin; none: it may begin now."""

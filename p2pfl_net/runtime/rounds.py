@@ -12,7 +12,7 @@ from pathlib import Path
 from p2pfl_state import atomic
 from p2pfl_state.errors import MalformedFile
 from p2pfl_state.layout import StateDir, temporary
-from p2pfl_state.manifest import file_weights_digest
+from p2pfl_state.manifest import MAX_HEADER_BYTES, file_weights_digest
 from p2pfl_state.markers import AggregateRequest, FetchedModel
 from p2pfl_state.taskfile import TaskFile, write_task
 
@@ -171,7 +171,7 @@ class RoundFiles:
                 to=order.peer_id,
                 task=order.task,
                 have_weights=have,
-                max_bytes=self._max_model_bytes,
+                max_bytes=self._most_bytes(),
             )
             claim.named = have
             try:
@@ -191,6 +191,14 @@ class RoundFiles:
             if source is not None:
                 return header, source
             have = ()  # what we hold was deleted meanwhile, or its first sender lied about it
+
+    def _most_bytes(self) -> int:
+        """How large a model may be: all of one task have the same tensors, and this peer may have one."""
+        try:
+            own_bytes = self._state.model.stat().st_size
+        except OSError:
+            return self._max_model_bytes
+        return min(self._max_model_bytes, own_bytes + MAX_HEADER_BYTES)
 
     def _have_weights(self, peer_id: PeerId) -> tuple[str, ...]:
         """Digests to name to `peer_id`: that of its own last model first."""

@@ -6,6 +6,7 @@ Every reader therefore ends in `relabel`: a peer that lacks a class keeps the in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -93,7 +94,7 @@ def check_classes(classes: Sequence[str]) -> None:
                 f"class name {name[:40]!r} must be 1 to {MAX_CLASS_NAME} printable characters: rename it"
             )
     if len(set(classes)) != len(classes):
-        twice = next(name for i, name in enumerate(classes) if name in classes[:i])
+        twice = next(name for name, count in Counter(classes).items() if count > 1)
         raise DataError(f"class {twice!r} is listed twice: name every class once")
 
 

@@ -29,6 +29,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """
     draft = temporary(path)
     try:
+        draft.unlink(missing_ok=True)  # what a crash left, or another account laid there
         yield draft
         (settle if durable else settle_cached)(draft, path)
     except OSError as error:
@@ -70,7 +71,7 @@ def sync_folder(folder: Path) -> None:
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
     """Replaces `path` by `data` atomically. Raises `DirectoryUnusable`."""
     with replacing(path, durable=durable) as draft:
-        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
         with open(handle, "wb") as file:
             file.write(data)
 

@@ -7,6 +7,7 @@ one key would be taken for a liar.
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def prepare(state: StateDir) -> None:
         state.root.mkdir(mode=PRIVATE, exist_ok=True)
         state.aggregation.mkdir(exist_ok=True)
         probe = state.root / ".writable.tmp"
-        probe.write_bytes(b"")
+        probe.unlink(missing_ok=True)
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         probe.unlink(missing_ok=True)  # the pair's other process may make and remove it too
     except OSError as error:
         raise atomic.unusable(state.root, error) from error

@@ -22,12 +22,15 @@ from p2pfl_state.fields import MAX_COUNT, Fields, parse_object
 from p2pfl_state.layout import CONTRACT_VERSION
 
 METADATA_KEY = "p2pfl"
-MAX_HEADER_BYTES = 16 << 20
-"""Room for some hundred thousand tensors; the safetensors library itself allows 100 MB."""
-MAX_TENSORS = 100_000
+MAX_HEADER_BYTES = 4 << 20
+"""Room for `MAX_TENSORS` with long names; the safetensors library itself allows 100 MB."""
+MAX_TENSORS = 20_000
 MAX_RANK = 16
 MAX_PARENTS = 512
 MAX_MANIFEST_BYTES = 256 << 10
+MAX_BRACKETS = 3 * MAX_TENSORS + MAX_MANIFEST_BYTES
+"""In a header: three a tensor, and the manifest's. A value read takes up to a hundred times its text."""
+MAX_COMMAS = 8 * MAX_TENSORS + MAX_MANIFEST_BYTES
 MAX_MANIFEST_FIELDS = 128
 MAX_MANIFEST_NESTING = 32
 """Half of what a marker may have: a manifest from the network becomes part of one."""
@@ -207,7 +210,10 @@ def parse_header(file: BinaryIO, size_bytes: int) -> Header:
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or length > MAX_HEADER_BYTES or 8 + length > size_bytes:
         raise MalformedFile("not a safetensors file, or a truncated one")
-    value = parse_object(file.read(length), "safetensors header")
+    data = file.read(length)
+    if data.count(b"[") + data.count(b"{") > MAX_BRACKETS or data.count(b",") > MAX_COMMAS:
+        raise MalformedFile("safetensors header: more values than the largest model has")
+    value = parse_object(data, "safetensors header")
     metadata = value.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise MalformedFile("safetensors header: __metadata__ must hold texts")
@@ -233,6 +239,10 @@ def _read_tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
     dtype = fields.text("dtype", limit=16)
     shape = fields.items("shape", limit=MAX_RANK)
     offsets = fields.items("data_offsets", limit=2)
+    if fields.extra:
+        raise MalformedFile(
+            f"safetensors header, tensor {name[:80]!r}: a field that the format does not have"
+        )
     if dtype not in DTYPE_SIZES:
         raise MalformedFile(f"safetensors header, tensor {name[:80]!r}: unknown type {dtype!r}")
     if not all(type(n) is int and 0 <= n <= MAX_COUNT for n in [*shape, *offsets]) or len(offsets) != 2:

@@ -26,9 +26,9 @@ MAX_TEXT = 500
 """Characters of a note, and of the reason of a request."""
 MAX_ADDRESS = 64
 MAX_LINKS = 4096
-"""Replaced keys that are remembered."""
+"""Replaced keys that are remembered, besides one of each peer that was decided on."""
 MAX_TRUST_BYTES = 16 << 20
-MAX_HEIRS_BYTES = 1 << 20
+MAX_HEIRS_BYTES = 8 << 20
 MAX_REQUESTS_BYTES = 4 << 20
 LOCK_PATIENCE_S = 10.0
 """How long a command waits for another one, which holds the lock for milliseconds."""
@@ -202,7 +202,7 @@ def _parse_requests(data: bytes) -> tuple[TrustRequest, ...]:
 def _parse_links(data: bytes) -> tuple[Link, ...]:
     fields = Fields(parse_object(data, "trust_heirs.json"), "trust_heirs.json")
     fields.contract()
-    return tuple(Link.read(value) for value in fields.items("links", limit=MAX_LINKS))
+    return tuple(Link.read(value) for value in fields.items("links", limit=MAX_LINKS + MAX_DECISIONS))
 
 
 def _read_decisions(fields: Fields, name: str) -> dict[str, Decision]:

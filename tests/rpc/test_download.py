@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from p2pfl_net.rpc.download import Download
+from p2pfl_net.errors import MalformedModel
+from p2pfl_net.rpc.download import MAX_SMALL_CHUNKS, Download
 from p2pfl_net.wire.models import CHUNK_BYTES, ModelHeader, chunk_prefix
 from tests.rpc.model_files import make_model
 from tests.wire.sealed import stated
@@ -56,6 +57,15 @@ def test_what_broke_off_is_hashed_as_far_as_it_came(tmp_path: Path, chunks: int)
     rest = replace(HEADER, offset=download.received)
     download.receive(parts(rest.offset, rest.size_bytes), rest, lambda received, header: None)
     download.verify(rest)
+
+
+def test_pieces_that_are_too_small_are_refused(tmp_path: Path) -> None:
+    download = Download(tmp_path / "draft")
+    download.begin(HEADER)
+    crumbs = (chunk_prefix(1) + MODEL.data[n : n + 1] for n in range(len(MODEL.data)))
+    with pytest.raises(MalformedModel, match="too small"):
+        download.receive(crumbs, HEADER, lambda received, header: None)
+    assert download.received <= 2 * MAX_SMALL_CHUNKS
 
 
 def test_who_looks_at_the_progress_may_end_it(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 import grpc
 from hypothesis import given
 from hypothesis import strategies as st
+from p2pfl_state.trust import MAX_LINKS
 
 from p2pfl_net.core.ids import PeerId
 from p2pfl_net.core.trust import Trust
@@ -108,6 +109,21 @@ def test_strangers_and_thieves_make_nobody_forget_an_heir() -> None:
         line = (number(3 * 10**6 + n), *line)
     last = number(3 * 10**6 + MAX_ROTATIONS_OF_ONE - 2)
     assert heirs.applied(approved(A)) == approved(last), "rivals take no place of the line's own"
+
+
+def test_revoked_peers_leave_room_for_the_heirs_of_others() -> None:
+    revoked = [number(n) for n in range(100)]
+    heirs = Heirs([A, *revoked])
+    new = 1000
+    for root in revoked:
+        line: tuple[PeerId, ...] = (root,)
+        for _ in range(MAX_ROTATIONS_OF_ONE):
+            new += 1
+            heirs.add(number(new), line)
+            line = (number(new), *line)
+    assert len(heirs.links) <= MAX_LINKS + len(revoked)
+    heirs.add(B, (A,))
+    assert heirs.applied(approved(A)) == approved(B)
 
 
 def test_an_approved_peer_with_a_new_key_is_served(network: Network) -> None:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 import grpc
 import pytest
 from p2pfl_proto.v1.models_pb2 import FetchModelRequest, ModelPart
-from p2pfl_state.manifest import Parent
+from p2pfl_state.manifest import MAX_HEADER_BYTES, Parent
 
 from p2pfl_net.core.params import Params
 from p2pfl_net.rpc.options import MAX_MESSAGE_BYTES
+from tests.processes import wait_for
 from tests.rpc.crowd import join_crowd
 from tests.rpc.fake_trainer import FakeTrainer, names_of
 from tests.rpc.model_files import TASK, ModelFile, assemble, header_bytes, make_model, make_task, publish
@@ -211,6 +212,18 @@ def test_a_liar_is_a_failure_with_a_reason(prey: Prey, name: str) -> None:
         prey.trainer.wait_files(names_of(answer))
         prey.asker.wait_known({prey.honest_id, liar.peer_id})
     prey.asker.wait_known({prey.honest_id})
+
+
+def test_a_model_larger_than_the_own_of_the_task_is_not_begun(network: Network) -> None:
+    """It would have the disk reserved for it, against those that fit."""
+    asker = network.start()
+    own = publish(asker.state, MODEL)
+    large = lie(lambda r: header_part(r, MODEL, size_bytes=len(own.data) + MAX_HEADER_BYTES + 1))
+    with ScriptedPeer(large) as liar, FakeTrainer(asker.state) as trainer:
+        liar.join(asker)
+        asker.wait_published([liar.peer_id])
+        (failure,) = wait_for(lambda: trainer.ask().failed or None, what="the refusal")
+        assert "over the bound" in failure.reason
 
 
 def test_a_model_for_which_there_is_no_room_is_not_begun(network: Network) -> None:

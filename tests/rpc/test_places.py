@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import cast
 
 import grpc
@@ -17,9 +18,10 @@ from p2pfl_net.core.ids import PeerId
 from p2pfl_net.errors import PeerFailed
 from p2pfl_net.rpc.limits import Pace
 from p2pfl_net.rpc.opencalls import OpenCalls
-from p2pfl_net.rpc.throttle import MAX_UPLOADS, Throttle
+from p2pfl_net.rpc.throttle import MAX_DEBT_S, MAX_UPLOADS, Throttle
 from p2pfl_net.rpc.uploads import (
     LEAST_BYTES_S,
+    MAX_ENDING,
     MAX_UPLOADS_OF_ADDRESS,
     MAX_UPLOADS_OF_PEER,
     SLOW_S,
@@ -92,6 +94,15 @@ def test_an_upload_that_ends_waits_no_longer_and_holds_up_nobody() -> None:
             assert turn.result(PATIENCE_S) is False
 
 
+def test_what_goes_out_of_turn_delays_uploads_within_a_bound() -> None:
+    """As the headers for callers that only ask whether there is anything new."""
+    clock = Clock()
+    throttle = Throttle(1e6, clock)
+    for _ in range(1000):
+        throttle.charge(20_000)
+    assert throttle._pace.wait_s(throttle.chunk_bytes, clock.now) <= MAX_DEBT_S + 1.0
+
+
 # places of uploads ---------------------------------------------------------------------------------
 
 
@@ -133,10 +144,38 @@ def test_one_peer_has_a_few_places() -> None:
     places = Uploads(3600.0)
     running = [begin(places, 1, "127.0.0.1") for _ in range(MAX_UPLOADS_OF_PEER)]
     assert "to one peer" in refused(places, 1, "10.0.0.1")
-    running += [begin(places, n, "127.0.0.1") for n in range(2, 2 + MAX_UPLOADS - MAX_UPLOADS_OF_PEER)]
+    for upload in running[1:]:
+        upload.close()
+    running = [running[0], *(begin(places, n, "127.0.0.1") for n in range(2, 1 + MAX_UPLOADS))]
     assert "too many uploads" in refused(places, 99, "127.0.0.1")
     running.pop().close()
     begin(places, 99, "127.0.0.1")
+
+
+def test_who_has_most_places_gives_one_to_a_newcomer() -> None:
+    """As four names do that hold all places, each with readers that are just not slow."""
+    places = Uploads(3600.0)
+    readers = [Reader() for _ in range(MAX_UPLOADS)]
+    running = [begin(places, number % 4, "127.0.0.1", reader=reader) for number, reader in enumerate(readers)]
+    assert not any(reader.cancelled for reader in readers)
+    honest = Reader()
+    running.append(begin(places, 99, "127.0.0.1", reader=honest))
+    assert [reader.cancelled for reader in readers].count(True) == 1
+    for number in range(100, 100 + 2 * MAX_UPLOADS):  # none of those end
+        with suppress(PeerFailed):
+            running.append(begin(places, number, "127.0.0.1"))
+    assert len(places._running) <= MAX_UPLOADS + MAX_ENDING
+    assert not honest.cancelled
+
+
+def test_the_address_that_has_most_places_gives_one_to_another() -> None:
+    places = Uploads(3600.0)
+    readers = [Reader() for _ in range(MAX_UPLOADS)]
+    running = [
+        begin(places, number, f"10.0.0.{number % 2}", reader=reader) for number, reader in enumerate(readers)
+    ]
+    running.append(begin(places, 99, "10.0.1.1"))
+    assert [reader.cancelled for reader in readers].count(True) == 1
 
 
 @pytest.mark.parametrize(("own", "other"), [("10.0.0.1", "10.0.0.2"), ("2001:db8::1", "2001:db8:0:1::1")])
@@ -151,8 +190,8 @@ def test_a_place_is_taken_from_who_takes_almost_nothing_and_from_nobody_else() -
     clock = Clock()
     places = Uploads(3600.0, clock=clock)
     slow, steady = Reader(), [Reader() for _ in range(MAX_UPLOADS - 1)]
-    trickle = begin(places, 0, "10.0.0.9", reader=slow)
-    others = [begin(places, n + 1, f"10.0.0.{n % 7}", reader=steady[n]) for n in range(MAX_UPLOADS - 1)]
+    trickle = begin(places, 0, "10.0.2.9", reader=slow)
+    others = [begin(places, n + 1, f"10.0.0.{n}", reader=steady[n]) for n in range(MAX_UPLOADS - 1)]
     assert "too many" in refused(places, 99, "10.0.1.1")
     assert not slow.cancelled
     pause_s = CHUNK_BYTES / LEAST_BYTES_S

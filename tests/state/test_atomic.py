@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,18 @@ def test_a_writer_that_gives_up_changes_nothing(tmp_path: Path, error: BaseExcep
         give_up()
     assert path.read_bytes() == OLD
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_another_account_laid_there_is_not_written_through(tmp_path: Path) -> None:
+    precious, path = tmp_path / "precious", tmp_path / "file"
+    precious.write_bytes(b"precious")
+    temporary(path).symlink_to(precious)
+    atomic.write_bytes(path, b"new", mode=0o600)
+    assert (precious.read_bytes(), path.read_bytes()) == (b"precious", b"new")
+    temporary(path).write_bytes(b"")
+    temporary(path).chmod(0o666)
+    atomic.write_bytes(path, b"newer", mode=0o600)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_the_mode_is_that_of_the_writer(tmp_path: Path) -> None:

@@ -32,6 +32,15 @@ def test_the_first_use_claims_and_later_ones_agree(state: StateDir) -> None:
     assert state.home.read_bytes() == before
 
 
+def test_the_probe_follows_no_link(tmp_path: Path) -> None:
+    precious, state = tmp_path / "precious", StateDir(tmp_path / "state")
+    precious.write_bytes(b"precious")
+    state.root.mkdir()
+    (state.root / ".writable.tmp").symlink_to(precious)
+    home.prepare(state)
+    assert precious.read_bytes() == b"precious"
+
+
 def test_what_is_made_is_for_its_owner_alone(state: StateDir) -> None:
     assert stat.S_IMODE(state.root.stat().st_mode) == 0o700
     state.root.chmod(0o750)

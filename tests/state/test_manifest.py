@@ -188,6 +188,20 @@ def test_what_is_no_safetensors_file_is_malformed_to_both(data: bytes) -> None:
         deserialize(data)
 
 
+@pytest.mark.parametrize("more", [[], [[]] * 10, "x"])
+def test_a_field_that_the_format_does_not_have_is_refused(more: object) -> None:
+    with pytest.raises(MalformedFile, match="field that the format does not have"):
+        parsed(with_header({"a": {**ONE, "x": more}}, bytes(4)))
+
+
+@pytest.mark.parametrize("value", [b"[{}],", b"0,", b"1e1,"])
+def test_what_is_read_of_a_header_is_bounded_before_it_is_read(value: bytes) -> None:
+    """A list of lists takes a hundred times the memory of its text."""
+    text = b'{"a":[' + value * (2 * 10**6 // len(value)) + b"0]}"
+    with pytest.raises(MalformedFile, match="more values than the largest model"):
+        parsed(with_header(text))
+
+
 def test_the_number_of_tensors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "MAX_TENSORS", 2)
     made = {str(number): np.zeros(0) for number in range(3)}

@@ -179,7 +179,11 @@ def test_who_follows_whom_is_kept_in_order_and_bounded(state: StateDir) -> None:
     assert read_links(state) == ()
     trust.write_links(state, links)
     assert read_links(state) == tuple(links)
-    wrong = [[links[0]] * (trust.MAX_LINKS + 1), [Link("a" * 64, "x")], [Link("../b", "a" * 64)]]
+    wrong = [
+        [links[0]] * (trust.MAX_LINKS + trust.MAX_DECISIONS + 1),
+        [Link("a" * 64, "x")],
+        [Link("../b", "a" * 64)],
+    ]
     for refused in wrong:
         with pytest.raises(MalformedFile):
             trust.write_links(state, refused)

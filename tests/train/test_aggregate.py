@@ -134,6 +134,19 @@ def test_weights_that_became_nan_are_healed_when_they_count_nothing(tmp_path: Pa
     assert torch.equal(own["t"], other["t"])
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_the_mean_of_finite_numbers_is_finite(tmp_path: Path, kind: torch.dtype) -> None:
+    """The shares of these samples sum to a little more than 1."""
+    own = {"t": torch.ones(5, dtype=kind)}
+    largest = torch.finfo(kind).max
+    samples = [3647, 5918, 2431]
+    for n in samples:
+        write(tmp_path / f"{n}", {"t": torch.tensor([largest, -largest, 0.0, 1.0, largest], dtype=kind)})
+    average(own, 0, [Contribution(TensorFile.open(tmp_path / f"{n}"), n) for n in samples])
+    assert torch.isfinite(own["t"]).all()
+    assert float(own["t"][0]) == largest
+
+
 def test_tied_weights_are_averaged_once(tmp_path: Path) -> None:
     def tied() -> nn.Sequential:
         model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))

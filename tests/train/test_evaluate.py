@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from p2pfl_train.batches import Batches, fixed_part, in_order, size_of
 from p2pfl_train.datasets.examples import Examples
 from p2pfl_train.errors import DataError, ModelError
-from p2pfl_train.evaluate import TIME_SHARE, Schedule, evaluate
+from p2pfl_train.evaluate import MAX_CONFUSED, TIME_SHARE, Schedule, evaluate
 from p2pfl_train.task import Architecture, Batch, Task, TaskSpec
 
 torch.set_num_threads(1)
@@ -100,6 +100,16 @@ def test_the_tasks_own_metrics_see_all_outputs_and_only_numbers_count() -> None:
         evaluate(nn.Linear(4, 3), replace(task_of(data), metrics={"broken": broken}), data)
     task = replace(task_of(data), metrics={"rows": rows, "nothing": lambda outputs, targets: float("nan")})
     assert evaluate(nn.Linear(4, 3), task, data, 2).metrics == {"rows": 7.0}
+
+
+def test_many_classes_have_an_accuracy_and_no_matrix() -> None:
+    """It would take the square of their number; a network may name many."""
+    data = examples(6)
+    names = tuple(str(number) for number in range(MAX_CONFUSED + 1))
+    measured = evaluate(nn.Linear(4, len(names)), task_of(data, names), data)
+    assert measured.confusion is None
+    assert measured.accuracy is not None
+    assert measured.class_accuracies() == []
 
 
 def test_a_task_without_classes_has_a_loss_and_no_accuracy() -> None:

@@ -125,6 +125,19 @@ def test_a_model_that_makes_training_diverge_costs_cycles_and_not_the_run(
     assert not any(line["models"] for line, bad in zip(cycles, diverged, strict=True) if bad)
 
 
+def test_poison_that_was_published_ends_no_trainer(state: StateDir) -> None:
+    """Three cycles in a row are lost, and what they go back to is no better: it begins anew, also in a later
+    life without the liar."""
+    task = replace(build_task(DIGITS), loss=Stumbling({1, 2, 3}))
+    with FakeDaemon(state):
+        run(state, cycles=1)
+    made, said = run_task(state, task, cycles=5)
+    assert said.count("beginning anew from the task's seed") == 1
+    losses = [line["loss"] for line in lines(state)[0]]
+    assert [loss is None for loss in losses] == [False, True, True, True, False, False]
+    assert made.published is not None
+
+
 class InPlace(torch.autograd.Function):
     """Its backward fails, as that of an in-place operation does."""
 
