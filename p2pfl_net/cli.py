@@ -272,22 +272,21 @@ def _get(options: argparse.Namespace) -> None:
 
     from p2pfl_net import config, get, networkkey, views
     from p2pfl_net.rpc import allocator
-    from p2pfl_net.runtime.known_peers import successor
+    from p2pfl_net.runtime.known_peers import latest, read_successors
 
     allocator.tune()
     address, peer_id = config.parse_target(options.address)
     key = None if options.network_key is None else networkkey.read(options.network_key)
-    latest = None
+    present = peer_id
     if options.state is not None and peer_id is not None:
-        latest = successor(StateDir(options.state), peer_id)
+        present = latest(read_successors(StateDir(options.state)), peer_id)
     with views.progress_bar(hidden=options.json) as progress:
         header = get.get(
             address,
-            peer_id,
+            present,
             options.out,
             get.credentials(options.state, key),
             patience_s=options.patience,
             progress=progress,
-            latest=latest,
         )
     views.show_fetched(header, options.out, as_json=options.json)

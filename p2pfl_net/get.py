@@ -26,12 +26,8 @@ from p2pfl_net.runtime import rotations
 from p2pfl_net.wire.models import ModelHeader
 
 _AGAIN = "; run the same command again to go on"
-_REMEDIES = {
-    FailureKind.FORBIDDEN: "",
-    FailureKind.INCOMPATIBLE: "",
-    FailureKind.ABSENT: "",
-    FailureKind.WRONG_PEER: "",
-}
+_FINAL = (FailureKind.FORBIDDEN, FailureKind.INCOMPATIBLE, FailureKind.ABSENT, FailureKind.WRONG_PEER)
+"""To go on would end the same way."""
 NO_DEADLINE_S = 30 * 86400.0
 WHO_TIMEOUT_S = 10.0
 
@@ -79,10 +75,9 @@ def get(
     *,
     patience_s: float,
     progress: Callable[[int, int], None],
-    latest: PeerId | None = None,
 ) -> ModelHeader:
     """Fetches the model that the peer at `address` has published into `target`; with `peer_id`, no other's,
-    but for the key that has replaced this one (`latest`: see `current_id`).
+    but for the key that has replaced this one.
 
     A transfer that breaks is resumed until no byte has come for `patience_s`. Raises `UsageError`,
     `FetchError`; `target` is as it was then.
@@ -106,7 +101,7 @@ def get(
 
     client = ModelClient(credentials)
     try:
-        named = None if peer_id is None else _now(credentials, address, peer_id, latest)
+        named = None if peer_id is None else _now(credentials, address, peer_id)
         wanted = Wanted((address,), NO_DEADLINE_S, to=named, patience_s=patience_s, waits_for_busy=True)
         header = client.fetch(wanted, part.data, Cancellation(), note_then_progress, part.resume_point())
         atomic.settle(part.data, target)
@@ -114,7 +109,8 @@ def get(
         part.remove()
         raise FetchError(f"{address}: {error}; what came was thrown away") from None
     except RemoteError as error:
-        raise FetchError(f"{address}: {error}{_REMEDIES.get(error.kind, _AGAIN)}") from None
+        remedy = "" if error.kind in _FINAL else _AGAIN
+        raise FetchError(f"{address}: {error}{remedy}") from None
     except (OSError, DirectoryUnusable) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         reason = cause.strerror if isinstance(cause, OSError) else str(error)
@@ -127,12 +123,11 @@ def get(
     return header
 
 
-def _now(credentials: Credentials, address: Address, named: PeerId, latest: PeerId | None) -> PeerId:
-    """The id that the named peer has now, or the last one known where nobody answers yet. Raises
-    `RemoteError`."""
+def _now(credentials: Credentials, address: Address, named: PeerId) -> PeerId:
+    """The id that the named peer has now, or the one given where nobody answers yet. Raises `RemoteError`."""
     try:
-        return current_id(credentials, address, named, WHO_TIMEOUT_S, latest)
+        return current_id(credentials, address, named, WHO_TIMEOUT_S)
     except PeerFailed as error:
         if error.kind.is_unreachable:
-            return latest or named
+            return named
         raise

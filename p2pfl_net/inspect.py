@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def read_status(root: Path) -> dict[str, Any]:
     state = StateDir(root)
     runs = daemon_runs(root)
     boot = markers.read_boot_done(state) if runs else None
-    listed = _listed(root)
+    listed, log = _listed(root), _Log.read(state)
     network = _object(listed.get("network"))
     return {
         "state": str(root),
@@ -74,13 +75,13 @@ def read_status(root: Path) -> dict[str, Any]:
         "address": None if boot is None else boot.address,
         "peers": len(listed["peers"]) if listed else None,
         "health": network.get("health"),
-        "conflict": _conflict(state) if runs else None,
+        "conflict": log.conflict_text() if runs else None,
         "counters": _object(network.get("counters")),
         "model": _published(state),
         "withdrawn": is_withdrawn(state),
-        "trust": _trust(state),
+        "trust": _trust(state, log),
         "last_round": _last_round(state),
-        "recent_events": _recent_events(state),
+        "recent_events": list(log.recent),
     }
 
 
@@ -95,33 +96,41 @@ def daemon_runs(root: Path) -> bool:
     return lock.is_held(StateDir(root).daemon_lock)
 
 
-def _recent_events(state: StateDir) -> list[dict[str, Any]]:
+@dataclass
+class _Log:
+    """What `status` takes from `events.jsonl`, in one pass: it may be long."""
+
+    recent: deque[dict[str, Any]]
     """The last few; of rounds in a row, which would leave no room for anything else, only the last."""
-    recent: deque[dict[str, Any]] = deque(maxlen=RECENT_EVENTS)
-    for event in atomic.read_json_lines(state.events):
-        if recent and event.get("event") == ROUND_EVENT == recent[-1].get("event"):
-            recent.pop()
-        recent.append(event)
-    return list(recent)
+    started: dict[str, Any] | None = None
+    conflict: dict[str, Any] | None = None
+    """The last sign in this life that another process uses the same key."""
+
+    @classmethod
+    def read(cls, state: StateDir) -> _Log:
+        log = cls(deque(maxlen=RECENT_EVENTS))
+        for event in atomic.read_json_lines(state.events):
+            name = event.get("event")
+            if log.recent and name == ROUND_EVENT == log.recent[-1].get("event"):
+                log.recent.pop()
+            log.recent.append(event)
+            if name == CONFLICT_EVENT:
+                log.conflict = event
+            elif name == STARTED_EVENT:
+                log.started, log.conflict = event, None
+        return log
+
+    def conflict_text(self) -> str | None:
+        """What to say of a conflict that goes on."""
+        if self.conflict is None:
+            return None
+        at, address = self.conflict.get("time"), self.conflict.get("address")
+        if isinstance(at, int | float) and time.time() - at > CONFLICT_HOLDS_S:
+            return None
+        return f"another process uses this peer's key, at {address or 'an unknown address'}"
 
 
-def _conflict(state: StateDir) -> str | None:
-    """Whether there was a sign lately, in this life, that another process uses the same key."""
-    last = None
-    for event in atomic.read_json_lines(state.events):
-        if event.get("event") == CONFLICT_EVENT:
-            last = event
-        elif event.get("event") == STARTED_EVENT:
-            last = None
-    if last is None:
-        return None
-    at = last.get("time")
-    if isinstance(at, int | float) and time.time() - at > CONFLICT_HOLDS_S:
-        return None
-    return f"another process uses this peer's key, at {last.get('address') or 'an unknown address'}"
-
-
-def _trust(state: StateDir) -> dict[str, Any]:
+def _trust(state: StateDir, log: _Log) -> dict[str, Any]:
     """How many peers a person decided on, and how many ask for it."""
     from p2pfl_state import trust as files
 
@@ -129,21 +138,12 @@ def _trust(state: StateDir) -> dict[str, Any]:
         decided, asking = files.read_trust(state), files.read_requests(state)
     except MalformedFile as error:
         return {"damaged": str(error)}
-    undecided = [r for r in asking if r.peer_id not in decided.approved and r.peer_id not in decided.revoked]
     return {
-        "served": _last_started(state).get("trust"),
+        "served": None if log.started is None else log.started.get("trust"),
         "approved": len(decided.approved),
         "revoked": len(decided.revoked),
-        "ask": len(undecided),
+        "ask": len(decided.undecided(asking)),
     }
-
-
-def _last_started(state: StateDir) -> dict[str, Any]:
-    started: dict[str, Any] = {}
-    for event in atomic.read_json_lines(state.events):
-        if event.get("event") == STARTED_EVENT:
-            started = event
-    return started
 
 
 def _listed(root: Path) -> dict[str, Any]:

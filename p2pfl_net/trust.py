@@ -9,7 +9,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,17 +64,22 @@ def _line(text: str) -> str:
 def _list(options: argparse.Namespace) -> None:
     from p2pfl_state import trust as files
 
+    from p2pfl_net.core.ids import PeerId
+    from p2pfl_net.runtime.known_peers import latest, read_successors
+
     state = _state(options)
-    decided, asking = files.read_trust(state), files.read_requests(state)
-    now: dict[str, str] = {}
-    for link in files.read_links(state):
-        now.setdefault(link.old, link.new)
-    requests = [r for r in asking if r.peer_id not in decided.approved and r.peer_id not in decided.revoked]
+    decided, following = files.read_trust(state), read_successors(state)
+    requests = decided.undecided(files.read_requests(state))
+
+    def now(peer: str) -> str | None:
+        present = latest(following, PeerId(peer))
+        return None if present == peer else present
+
     lists = (("approved", decided.approved), ("revoked", decided.revoked))
     if options.json:
         value: dict[str, Any] = {
             name: [
-                {"id": peer, "time": made.time, "note": made.note, "now": _present(peer, now)}
+                {"id": peer, "time": made.time, "note": made.note, "now": now(peer)}
                 for peer, made in decisions.items()
             ]
             for name, decisions in lists
@@ -87,7 +91,7 @@ def _list(options: argparse.Namespace) -> None:
         return
     for name, decisions in lists:
         for peer, made in decisions.items():
-            present = f"(its key was replaced, it is {_present(peer, now)} now)  " if peer in now else ""
+            present = f"(its key was replaced, it is {now(peer)} now)  " if now(peer) else ""
             _print(f"{name:<8}  {peer}  {_date(made.time)}  {present}{made.note or ''}".rstrip())
     for request in requests:
         _print(
@@ -97,25 +101,16 @@ def _list(options: argparse.Namespace) -> None:
         _print("nobody is approved or revoked, and nobody asks")
 
 
-def _present(peer: str, heirs: Mapping[str, str]) -> str | None:
-    """The id that a peer has now; None: the same as ever."""
-    seen = {peer}
-    while (heir := heirs.get(peer)) is not None and heir not in seen:
-        seen.add(heir)
-        peer = heir
-    return peer if len(seen) > 1 else None
-
-
 def _approve(options: argparse.Namespace) -> None:
     from p2pfl_state.trust import Decision, change_trust
 
     from p2pfl_net.core.ids import PeerId
-    from p2pfl_net.runtime.known_peers import successor
+    from p2pfl_net.runtime.known_peers import latest, read_successors
 
     state = _state(options)
     _check_other(options.peer, state)
     named = _known_id(options.peer, state)
-    peer_id = successor(state, PeerId(named)) or named
+    peer_id = latest(read_successors(state), PeerId(named))
     change_trust(state, lambda decided: decided.approve(peer_id, Decision(_now(), options.note)))
     _print(f"approved {peer_id}{_before(named, peer_id)}")
 
@@ -124,12 +119,12 @@ def _revoke(options: argparse.Namespace) -> None:
     from p2pfl_state.trust import Decision, change_trust
 
     from p2pfl_net.core.ids import PeerId
-    from p2pfl_net.runtime.known_peers import successor
+    from p2pfl_net.runtime.known_peers import latest, read_successors
 
     state = _state(options)
     _check_other(options.peer, state)
     named = _known_id(options.peer, state)
-    peer_id = successor(state, PeerId(named)) or named
+    peer_id = latest(read_successors(state), PeerId(named))
 
     def revoke(decided: TrustFile) -> TrustFile:
         for one in dict.fromkeys((named, peer_id)):
@@ -150,7 +145,7 @@ def _request(options: argparse.Namespace) -> None:
     from p2pfl_net import get, networkkey
     from p2pfl_net.errors import RemoteError, RequestFailed
     from p2pfl_net.rpc.trusting import ask_for_trust
-    from p2pfl_net.runtime.known_peers import successor
+    from p2pfl_net.runtime.known_peers import latest, read_successors
     from p2pfl_net.wire.trust import Standing
 
     state = _state(options)
@@ -159,12 +154,10 @@ def _request(options: argparse.Namespace) -> None:
     addresses, wanted = _target(options.peer, state)
     if wanted is not None:
         _check_other(wanted, state)
-    latest = None if wanted is None else successor(state, wanted)
+        wanted = latest(read_successors(state), wanted)
     key = None if options.network_key is None else networkkey.read(options.network_key)
     try:
-        peer_id, said = ask_for_trust(
-            get.credentials(options.state, key), addresses, wanted, options.reason, latest
-        )
+        peer_id, said = ask_for_trust(get.credentials(options.state, key), addresses, wanted, options.reason)
     except RemoteError as error:
         raise RequestFailed(f"{addresses[0]}: {error}") from None
     if said is Standing.APPROVED:

@@ -115,7 +115,8 @@ class Loop:
         )
         self._cycles_done = 0
         self._diverged = 0
-        self._has_averaged = learner.published is not None or learner.initial is not None
+        parents = () if learner.published is None else learner.published.parents
+        self._has_averaged = learner.initial is not None or bool(parents)
         """Whether others' weights may be in ours: then they can be why we diverge, no reason to give up."""
         self._asked_at_s = float("-inf")
         self._lead = Lead()
@@ -194,7 +195,7 @@ class Loop:
         self._diverged += 1
         if self._diverged >= MAX_DIVERGED and self._has_averaged:
             self._report.say(
-                f"{reason}: what was averaged in may be why; beginning anew from the task's seed"
+                f"{reason}: what was averaged in may be why, or --lr; beginning anew from the seed"
             )
             self._learner.begin_anew()
             self._diverged, self._has_averaged = 0, False

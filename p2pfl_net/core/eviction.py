@@ -29,7 +29,7 @@ class Evictions:
         self._params = params
         self._out = out
         self._proofs: OrderedDict[PeerId, Equivocation] = OrderedDict()
-        self._strangers: OrderedDict[PeerId, None] = OrderedDict()
+        self._strangers: dict[PeerId, None] = {}
         """Those of them that we had never called: their proofs make room for others."""
         self._told: OrderedDict[tuple[PeerId, PeerId], float] = OrderedDict()
         """When whom was told about whom."""

@@ -13,16 +13,12 @@ from p2pfl_net.rpc.options import MEMBERSHIP_OPTIONS
 from p2pfl_net.rpc.status import OTHER_KEY
 
 
-def current_id(
-    credentials: Credentials, address: Address, named: PeerId, timeout_s: float, latest: PeerId | None = None
-) -> PeerId:
-    """The id of the peer at `address`: `named`, or the one that follows it by its former keys' word.
-
-    `latest`: the one that is known to follow `named`, which itself counts no more.
+def current_id(credentials: Credentials, address: Address, named: PeerId, timeout_s: float) -> PeerId:
+    """The id of the peer at `address`: `named`, or the one that follows it by its former keys' word. Whoever
+    knows that `named` was replaced names the one that followed it, for the old key counts no more.
 
     Raises `PeerFailed`, wrong peer where somebody else answers; `MalformedMessage`.
     """
-    named = latest or named
     connections = Connections(credentials, MEMBERSHIP_OPTIONS)
     failure: PeerFailed | None = None
     try:

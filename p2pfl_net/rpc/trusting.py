@@ -30,14 +30,10 @@ def answer_request(me: PeerId, caller: PeerId, admission: Admission, data: bytes
 
 
 def ask_for_trust(
-    credentials: Credentials,
-    addresses: Sequence[Address],
-    peer_id: PeerId | None,
-    reason: str,
-    latest: PeerId | None = None,
+    credentials: Credentials, addresses: Sequence[Address], peer_id: PeerId | None, reason: str
 ) -> tuple[PeerId, wire.Standing]:
-    """Asks the peer at the first of the addresses that answers: who that is, and what it says. `latest`: see
-    `current_id`.
+    """Asks the peer at the first of the addresses that answers, or the one that has followed it: who that is,
+    and what it says.
 
     Raises `RemoteError`.
     """
@@ -46,21 +42,17 @@ def ask_for_trust(
         *others, last = [literal for address in addresses for literal in resolve(address)]
         for literal in others:
             try:
-                return _ask(connections, literal, _now(credentials, literal, peer_id, latest), reason)
+                return _ask(connections, literal, _now(credentials, literal, peer_id), reason)
             except PeerFailed as error:
                 if error.kind is FailureKind.FORBIDDEN:
                     raise
-        return _ask(connections, last, _now(credentials, last, peer_id, latest), reason)
+        return _ask(connections, last, _now(credentials, last, peer_id), reason)
     finally:
         connections.close()
 
 
-def _now(
-    credentials: Credentials, address: Address, peer_id: PeerId | None, latest: PeerId | None
-) -> PeerId | None:
-    if peer_id is None:
-        return None
-    return current_id(credentials, address, peer_id, REQUEST_TIMEOUT_S, latest)
+def _now(credentials: Credentials, address: Address, peer_id: PeerId | None) -> PeerId | None:
+    return None if peer_id is None else current_id(credentials, address, peer_id, REQUEST_TIMEOUT_S)
 
 
 def _ask(

@@ -78,7 +78,8 @@ class Heirs:
         is_rival = bool(news) or (old in self._rivals and old not in self._decided)
         count = self._counts.get((root, is_rival), 0)
         full = count >= (MAX_RIVALS_OF_ONE if is_rival else MAX_ROTATIONS_OF_ONE)
-        if full or (count and len(self._root) >= MAX_LINKS):  # of each decided peer one is always followed
+        one_at_least = not is_rival and count == 0  # of each decided peer, whatever others have
+        if full or (len(self._root) >= MAX_LINKS and not one_at_least):
             return False
         self._next[old] = [*news, new]
         self._root[new] = root

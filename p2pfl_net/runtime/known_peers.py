@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from p2pfl_state import atomic
 from p2pfl_state.errors import MalformedFile
@@ -19,6 +20,8 @@ from p2pfl_state.trust import read_links
 from p2pfl_net.core.events import FailureKind
 from p2pfl_net.core.ids import Address, PeerId, is_peer_id
 from p2pfl_net.errors import PeerFailed
+
+P = TypeVar("P", PeerId, PeerId | None)
 
 MAX_BYTES = 1 << 20
 MAX_PEERS = 4096
@@ -57,7 +60,7 @@ class KnownPeers:
         meant = self._named.get(address)
         with self._lock:
             first = self._known.get(name) if is_named else self.remembered.get(address)
-            expected = self._latest(meant or first)
+            expected = latest(self._rotated, meant or first)
             if expected == peer_id or (expected is None and not is_named):
                 return
             if expected is None:
@@ -77,17 +80,8 @@ class KnownPeers:
             self._write()
         self._note("key_rotated", {"address": name, "old": expected, "new": peer_id})
 
-    def _latest(self, peer_id: PeerId | None) -> PeerId | None:
-        """Whose key has come of this peer's. No way round ends, for a file may say anything."""
-        for _ in range(MAX_PEERS):
-            following = None if peer_id is None else self._rotated.get(peer_id)
-            if following is None:
-                break
-            peer_id = following
-        return peer_id
-
     def _refusal(self, name: str, meant: PeerId | None, expected: PeerId, peer_id: PeerId) -> str:
-        if self._latest(peer_id) == expected:
+        if latest(self._rotated, peer_id) == expected:
             return (
                 f"AN OLD KEY IS USED AGAIN: that of peer {peer_id[:16]} was replaced by that of "
                 f"{expected[:16]}: it may be a copy of its state from before, or in wrong hands"
@@ -123,16 +117,21 @@ def _read(path: Path) -> tuple[dict[str, PeerId], dict[PeerId, PeerId]]:
     return known, {PeerId(old): PeerId(new) for old, new in rotated.items()}
 
 
-def successor(state: StateDir, peer_id: PeerId) -> PeerId | None:
-    """Who is known in a state directory to have followed a peer, whose key was replaced. Raises
-    `StateError`."""
+def read_successors(state: StateDir) -> dict[PeerId, PeerId]:
+    """Who is known in a state directory to have followed whose replaced key. Raises `StateError`."""
     following = {PeerId(link.old): PeerId(link.new) for link in reversed(read_links(state))}
-    following |= _read(state.known_peers)[1]
-    latest, seen = peer_id, set[PeerId]()
-    while latest in following and latest not in seen:
-        seen.add(latest)
-        latest = following[latest]
-    return latest if seen else None
+    return following | _read(state.known_peers)[1]
+
+
+def latest(following: Mapping[PeerId, PeerId], peer_id: P) -> P | PeerId:
+    """The end of the line that a peer's key begins: itself where nobody follows. No way round ends, for a
+    file may say anything."""
+    seen = set[PeerId]()
+    current: P | PeerId = peer_id
+    while current is not None and current not in seen and current in following:
+        seen.add(current)
+        current = following[current]
+    return current
 
 
 def _damaged(path: Path) -> MalformedFile:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from p2pfl_state import atomic
@@ -140,16 +140,16 @@ class PublishedModel:
             handle = self._open()
             if handle is None:
                 return None
-            try:
-                return handle, *self._manifest_of(handle)
-            except MalformedFile:
-                replaced = self.stamp() not in (None, stamp_of(os.fstat(handle)))
-                os.close(handle)
-                if not replaced:  # else a newer one may have been signed meanwhile, and no older is
-                    raise
-            except BaseException:
-                os.close(handle)
-                raise
+            with ExitStack() as stack:
+                stack.callback(os.close, handle)
+                try:
+                    found = self._manifest_of(handle)
+                except MalformedFile:
+                    if self.stamp() in (None, stamp_of(os.fstat(handle))):
+                        raise
+                    continue  # a newer one may have been signed meanwhile, and no older is
+                stack.pop_all()
+            return handle, *found
 
     def _manifest_of(self, handle: int) -> tuple[Manifest, Statement]:
         """What is published, and our word on it. Raises `StateError` for what cannot be served."""

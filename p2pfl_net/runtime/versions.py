@@ -28,7 +28,7 @@ from p2pfl_net.wire.versions import Statement
 MAX_STATEMENTS = 4096
 """That are compared and told to others; older ones stay in the file."""
 MAX_SEEN_BYTES = 8 << 20
-"""Of them together: a stranger's manifest may have 256 KiB, an honest one half of one."""
+"""Of them together: with a stranger's manifest a line may have 256 KiB, an honest one has about one."""
 MAX_LOG_BYTES = 64 << 20
 """Then the older half of `provenance.jsonl` is dropped."""
 

@@ -59,6 +59,10 @@ class TrustFile:
         """The same with one peer revoked, and no longer approved."""
         return TrustFile(_without(self.approved, peer_id), {**self.revoked, peer_id: decision}, self.extra)
 
+    def undecided(self, requests: Iterable[TrustRequest]) -> list[TrustRequest]:
+        """The requests that wait for a decision."""
+        return [r for r in requests if r.peer_id not in self.approved and r.peer_id not in self.revoked]
+
     def to_json(self) -> dict[str, Any]:
         return {
             **self.extra,

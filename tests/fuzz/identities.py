@@ -19,7 +19,7 @@ from p2pfl_net.rpc.keys import Identity
 from p2pfl_net.runtime import rotations
 from p2pfl_net.runtime.evicted import EvictedFile
 from p2pfl_net.runtime.heirs import Heirs
-from p2pfl_net.runtime.known_peers import successor
+from p2pfl_net.runtime.known_peers import latest, read_successors
 from p2pfl_net.runtime.versions import VersionLog, line_of
 from p2pfl_net.wire import versions
 from tests.fuzz.network import IDENTITY, MANIFEST, ME, OTHER, STATEMENT
@@ -47,7 +47,7 @@ def _decisions(state: StateDir) -> list[Target]:
         state.trust_heirs.write_bytes(data)
         found = Heirs([PeerId(ME)])
         found.restore(trust.read_links(state))
-        successor(state, PeerId(ME))
+        latest(read_successors(state), PeerId(ME))
         return found
 
     return [

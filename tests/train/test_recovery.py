@@ -125,16 +125,18 @@ def test_a_model_that_makes_training_diverge_costs_cycles_and_not_the_run(
     assert not any(line["models"] for line, bad in zip(cycles, diverged, strict=True) if bad)
 
 
-def test_poison_that_was_published_ends_no_trainer(state: StateDir) -> None:
+def test_poison_that_was_published_ends_no_trainer(state: StateDir, published: StateDir) -> None:
     """Three cycles in a row are lost, and what they go back to is no better: it begins anew, also in a later
     life without the liar."""
     task = replace(build_task(DIGITS), loss=Stumbling({1, 2, 3}))
-    with FakeDaemon(state):
-        run(state, cycles=1)
+    with FakeDaemon(state) as daemon:
+        daemon.offers = lambda request: [(peer_id(1), published.model)]
+        run(state, cycles=2, exchange=ExchangeOptions(blocking=True))
+    assert read_header(state.model).manifest().parents
     made, said = run_task(state, task, cycles=5)
-    assert said.count("beginning anew from the task's seed") == 1
+    assert said.count("beginning anew from the seed") == 1
     losses = [line["loss"] for line in lines(state)[0]]
-    assert [loss is None for loss in losses] == [False, True, True, True, False, False]
+    assert [loss is None for loss in losses] == [False, False, True, True, True, False, False]
     assert made.published is not None
 
 
