@@ -1,35 +1,43 @@
-"""Averages received models into the own one, in place, piece by piece.
+"""Aggregates received models into the own one, in place, piece by piece, by one of the `rules`.
 
-The weighted mean by samples of federated averaging (McMahan et al., "Communication-Efficient Learning
-of Deep Networks from Decentralized Data", AISTATS 2017, Algorithm 1), over the peers that were asked
-instead of over all. The memory needed beyond the own model is one piece of a tensor, however many
-models there are.
+The files stay mapped: one pass over them for the distances, where the rule asks for any, and one for
+the result. The memory needed beyond the own model is a piece of a tensor for each model, however large
+they are.
 
-- Floating-point tensors: the weighted mean; types narrower than float32 are summed in float32.
-- Running means and variances of batch norm are floating-point buffers and averaged like the rest: an
+- Floating-point tensors: as the rule says; types narrower than float32 are computed in float32.
+- Running means and variances of batch norm are floating-point buffers and treated like the rest: an
   average of variances stays a variance (it leaves out the spread between the peers' means, which the
   next local steps put right).
 - Integer and boolean buffers, such as `num_batches_tracked`, keep the own value: a mean of counters
   is the counter of nobody. A peer without samples of its own takes those of the heaviest model.
+
+The own model is one vote, and an honest one; that of a peer without samples is none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from p2pfl_state.layout import StateDir
 from p2pfl_state.markers import AggregateAnswer, Refusal
 from torch import Tensor
 
 from p2pfl_train.errors import WeightsRefused
+from p2pfl_train.rules.blocks import Cook, Distances, columns_of
+from p2pfl_train.rules.columns import Floats
+from p2pfl_train.rules.definitions import Matrix, Recipe, Votes
+from p2pfl_train.rules.rule import FEDAVG, Rule
 from p2pfl_train.tensors import Layout
 from p2pfl_train.weights import PIECE_BYTES, TensorFile, open_checked
 
 MAX_SAMPLES_RATIO = 10
 """A sender counts at most this many times what we count, whatever it claims; a guess that lets honest
 peers differ tenfold and keeps a liar from replacing our model."""
+MAPPED_BYTES = 32 << 20
+"""Of all files together this much is mapped at a time."""
 
 
 @dataclass(frozen=True)
@@ -81,45 +89,127 @@ def shares(own_samples: int, sent_samples: Sequence[int]) -> tuple[float, list[f
     return own_samples / total, [samples / total for samples in clamped]
 
 
+@dataclass(frozen=True)
+class _Source:
+    """One vote: the own tensors, or a file."""
+
+    file: TensorFile | None
+
+    def piece(self, name: str, flat: Tensor, start: int, count: int) -> Tensor:
+        if self.file is None:
+            return flat[start : start + count]
+        return self.file.piece(name, start, count)
+
+    def forget(self) -> None:
+        if self.file is not None:
+            self.file.forget()
+
+
 @torch.no_grad()
-def average(own: Mapping[str, Tensor], own_samples: int, others: Sequence[Contribution]) -> None:
-    """Replaces the tensors in `own` by the weighted mean of them and of `others`.
+def aggregate(
+    own: Mapping[str, Tensor],
+    own_samples: int,
+    others: Sequence[Contribution],
+    rule: Rule = FEDAVG,
+    byzantine: int = 0,
+) -> None:
+    """Replaces the tensors in `own` by what `rule` makes of them and of `others`, of which so many may lie.
 
     The files must have been verified against the layout of `own`: nothing is checked here. All pieces
-    are at hand before a number changes.
+    are at hand before a number changes. Raises `TooFewModels`; nothing has changed then.
     """
     if not others:
         return
     own_share, other_shares = shares(own_samples, [other.samples for other in others])
-    weighted = [(other.file, share) for other, share in zip(others, other_shares, strict=True)]
-    heaviest = max(weighted, key=lambda pair: pair[1])[0]
+    votes_itself = own_samples > 0
+    sources = [_Source(other.file) for other in others]
+    claimed = list(other_shares)
+    if votes_itself:
+        sources, claimed = [_Source(None), *sources], [own_share, *claimed]
+    rule.check(len(sources), byzantine)
+    votes = Votes(np.array(claimed), byzantine, centre=0 if votes_itself else None)
+    if rule.needs_distances:
+        votes = replace(votes, distances=_distances(own, sources))
+    recipe = rule.recipe(votes)
+    heaviest = others[max(range(len(others)), key=other_shares.__getitem__)].file
     for name, tensor in own.items():
         if tensor.numel() == 0:
             continue
         flat = tensor.contiguous().view(-1)
-        if tensor.is_floating_point():
-            _average_flat(name, flat, own_share, weighted)
-        elif own_share == 0:
-            flat.copy_(heaviest.piece(name, 0, flat.numel()))
+        if not tensor.is_floating_point():
+            if not votes_itself:
+                flat.copy_(heaviest.piece(name, 0, flat.numel()))
+        elif recipe.trim is None and recipe.weights is not None:
+            _add_up(name, flat, sources, recipe.weights[0].tolist())
+        else:
+            _by_columns(name, flat, sources, recipe)
         if flat.data_ptr() != tensor.data_ptr():
             tensor.copy_(flat.view(tensor.shape))
 
 
-def _average_flat(
-    name: str, flat: Tensor, own_share: float, others: Sequence[tuple[TensorFile, float]]
-) -> None:
-    wide = torch.float64 if flat.dtype == torch.float64 else torch.float32
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """In what is computed."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _distances(own: Mapping[str, Tensor], sources: Sequence[_Source]) -> Matrix:
+    """Squared distances between the votes over all floating-point tensors."""
+    distances = Distances(len(sources))
+    for name, tensor in own.items():
+        if tensor.is_floating_point() and tensor.numel():
+            for rows, _ in _blocks(name, tensor.contiguous().view(-1), sources):
+                distances.add(rows)
+    return distances.squared()
+
+
+def _by_columns(name: str, flat: Tensor, sources: Sequence[_Source], recipe: Recipe) -> None:
+    cook = Cook(recipe, np.float64 if flat.dtype == torch.float64 else np.float32)
     largest = torch.finfo(flat.dtype).max
-    step = PIECE_BYTES // flat.element_size()
+    for rows, start in _blocks(name, flat, sources):
+        result = torch.from_numpy(cook.apply(rows))
+        part = flat[start : start + len(result)]
+        if result.dtype == part.dtype:
+            torch.clamp(result, -largest, largest, out=part)
+        else:
+            part.copy_(result.clamp_(-largest, largest))
+
+
+def _blocks(name: str, flat: Tensor, sources: Sequence[_Source]) -> Iterator[tuple[list[Floats], int]]:
+    """The same columns of all votes, widened where they are narrow, with the place of the first."""
+    wide = _wide(flat.dtype)
+    columns = columns_of(len(sources), wide.itemsize)
+    step = max(columns, min(PIECE_BYTES, MAPPED_BYTES // len(sources)) // flat.element_size())
+    for first in range(0, flat.numel(), step):
+        count = min(step, flat.numel() - first)
+        pieces = [source.piece(name, flat, first, count).to(wide).numpy() for source in sources]
+        for start in range(0, count, columns):
+            yield [piece[start : start + columns] for piece in pieces], first + start
+        for source in sources:
+            source.forget()
+
+
+def _add_up(name: str, flat: Tensor, sources: Sequence[_Source], weights: Sequence[float]) -> None:
+    """The weighted sum of the votes, by the same sequence of additions as a running mean."""
+    wide = _wide(flat.dtype)
+    largest = torch.finfo(flat.dtype).max
+    step = max(1, PIECE_BYTES // flat.element_size())
+    own_weight = sum(weight for source, weight in zip(sources, weights, strict=True) if source.file is None)
+    files = [
+        (source.file, weight)
+        for source, weight in zip(sources, weights, strict=True)
+        if source.file is not None and weight > 0
+    ]
+    if not files:
+        return
     for start in range(0, flat.numel(), step):
         part = flat[start : start + step]
-        pieces = [(file, file.piece(name, start, part.numel()), share) for file, share in others]
+        pieces = [(file, file.piece(name, start, part.numel()), weight) for file, weight in files]
         total = part.to(wide)  # the part itself where it is wide enough
-        # A share of nothing must also undo NaN: 0 x NaN would keep it.
-        total = total.mul_(own_share) if own_share > 0 else total.zero_()
-        for file, piece, share in pieces:
-            total.add_(piece.to(wide), alpha=share)
+        # A weight of nothing must also undo NaN: 0 x NaN would keep it.
+        total = total.mul_(own_weight) if own_weight > 0 else total.zero_()
+        for file, piece, weight in pieces:
+            total.add_(piece.to(wide), alpha=weight)
             file.forget()  # before the next is read: more than a piece may have been mapped for it
-        total.clamp_(-largest, largest)  # shares sum to 1 but for rounding, which is enough to overflow
+        total.clamp_(-largest, largest)  # weights sum to 1 but for rounding, which is enough to overflow
         if total is not part:
             part.copy_(total)

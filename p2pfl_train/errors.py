@@ -2,11 +2,13 @@
 
     TrainError            one line: what is wrong and what to do
     ├── UsageError        2  an option, or options that do not go together
+    │   └── TooFewModels  2  a rule of aggregation and too few models for its liars
     ├── DataError         6  the data is missing, empty, of a wrong shape or label
     ├── ModelError        7  an unknown architecture, or one that does not fit the data
     │   └── SourceNotAccepted  7  one that is code, and not accepted
     ├── NetworkDown       4  the daemon did not come up
-    └── WeightsRefused    8  a tensor file that does not fit: truncated, other shapes, NaN
+    ├── WeightsRefused    8  a tensor file that does not fit: truncated, other shapes, NaN
+    └── Unsafe            9  a plan under which liars may outvote the honest, or an accuracy below its bound
 
 State-directory errors (exit 3) are `p2pfl_state.errors.StateError`.
 """
@@ -24,6 +26,10 @@ class UsageError(TrainError):
     """An option is wrong, or two do not go together."""
 
     exit_code = 2
+
+
+class TooFewModels(UsageError):
+    """A rule cannot withstand so many liars among so few models."""
 
 
 class NetworkDown(TrainError):
@@ -60,6 +66,12 @@ class WeightsRefused(TrainError):
     """A tensor file is not weights of this task; what was there before is kept."""
 
     exit_code = 8
+
+
+class Unsafe(TrainError):
+    """What was asked can be done, and liars may win."""
+
+    exit_code = 9
 
 
 def one_line(error: Exception) -> str:

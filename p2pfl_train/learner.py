@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from p2pfl_train import checkpoint
-from p2pfl_train.aggregate import Contribution, average
+from p2pfl_train.aggregate import Contribution, aggregate
 from p2pfl_train.batches import Batches, described, size_of
 from p2pfl_train.checkpoint import Counters
 from p2pfl_train.config import OptimiserOptions, TrainingOptions
@@ -175,7 +175,7 @@ class Learner:
 
     def average(self, contributions: Sequence[Contribution]) -> None:
         """Averages verified models into the current weights; the optimiser keeps its momentum."""
-        average(self.tensors, self.samples, contributions)
+        aggregate(self.tensors, self.samples, contributions)
         for contribution in contributions:
             manifest = contribution.file.manifest()
             self.parents.append(Parent(contribution.file.path.stem, manifest.version, manifest.weights))

@@ -14,7 +14,7 @@ import torch
 from p2pfl_state.manifest import Manifest
 from torch import nn
 
-from p2pfl_train.aggregate import Contribution, average
+from p2pfl_train.aggregate import Contribution, aggregate
 from p2pfl_train.tensors import layout_of, stored_tensors
 from p2pfl_train.weights import open_checked, save_model
 from scripts.bench.harness import TASK, Result, at_most, median, report
@@ -67,7 +67,7 @@ def main() -> None:
             ]
             verified.append(time.perf_counter() - started)
             started = time.perf_counter()
-            average(own, 100, [Contribution(file, 100) for file in files])
+            aggregate(own, 100, [Contribution(file, 100) for file in files])
             averaged.append(time.perf_counter() - started)
         extra_mb = peak_mb() - before_mb
     with torch.no_grad():

@@ -18,8 +18,9 @@ from p2pfl_state.manifest import Manifest
 from p2pfl_state.markers import AggregateAnswer, FetchedModel
 from torch import Tensor, nn
 
-from p2pfl_train import aggregate, weights
-from p2pfl_train.aggregate import Contribution, average, check_models, shares
+from p2pfl_train import aggregate as aggregation
+from p2pfl_train import weights
+from p2pfl_train.aggregate import Contribution, aggregate, check_models, shares
 from p2pfl_train.tensors import digest_of, layout_of, stored_tensors
 from p2pfl_train.weights import TensorFile
 from tests.processes import ROOT
@@ -79,8 +80,8 @@ def test_the_average_is_the_weighted_mean(
         write(folder / str(index), model)
         contributions.append(Contribution(TensorFile.open(folder / str(index)), count))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aggregate, "PIECE_BYTES", piece_bytes)
-        average(own, own_samples, contributions)
+        patch.setattr(aggregation, "PIECE_BYTES", piece_bytes)
+        aggregate(own, own_samples, contributions)
 
     own_share, other_shares = shares(own_samples, samples)
     for name, tensor in own.items():
@@ -102,7 +103,7 @@ def test_shares_are_a_mean_and_nobody_counts_more_than_the_limit(own: int, sent:
     assert own_share + sum(other_shares) == pytest.approx(1.0)
     assert all(share > 0 for share in other_shares)
     reference = own_share if own > 0 else min(other_shares, default=1.0)
-    limit = aggregate.MAX_SAMPLES_RATIO
+    limit = aggregation.MAX_SAMPLES_RATIO
     assert all(share <= limit * reference * (1 + 1e-9) for share in other_shares)
 
 
@@ -118,7 +119,7 @@ def test_batch_norm_statistics_are_averaged_and_counters_are_not(tmp_path: Path)
     mine, theirs = stored_tensors(own), stored_tensors(other)
     wanted = {name: (mine[name].clone() + theirs[name]) / 2 for name in ("running_mean", "running_var")}
     write(tmp_path / "m", theirs)
-    average(mine, 1, [Contribution(TensorFile.open(tmp_path / "m"), 1)])
+    aggregate(mine, 1, [Contribution(TensorFile.open(tmp_path / "m"), 1)])
     for name, tensor in wanted.items():
         torch.testing.assert_close(mine[name], tensor)
     assert bool((mine["running_var"] >= 0).all())
@@ -130,7 +131,7 @@ def test_batch_norm_statistics_are_averaged_and_counters_are_not(tmp_path: Path)
 def test_weights_that_became_nan_are_healed_when_they_count_nothing(tmp_path: Path) -> None:
     own, other = {"t": torch.full((5,), torch.nan)}, {"t": torch.ones(5)}
     write(tmp_path / "m", other)
-    average(own, 0, [Contribution(TensorFile.open(tmp_path / "m"), 7)])
+    aggregate(own, 0, [Contribution(TensorFile.open(tmp_path / "m"), 7)])
     assert torch.equal(own["t"], other["t"])
 
 
@@ -142,7 +143,7 @@ def test_the_mean_of_finite_numbers_is_finite(tmp_path: Path, kind: torch.dtype)
     samples = [3647, 5918, 2431]
     for n in samples:
         write(tmp_path / f"{n}", {"t": torch.tensor([largest, -largest, 0.0, 1.0, largest], dtype=kind)})
-    average(own, 0, [Contribution(TensorFile.open(tmp_path / f"{n}"), n) for n in samples])
+    aggregate(own, 0, [Contribution(TensorFile.open(tmp_path / f"{n}"), n) for n in samples])
     assert torch.isfinite(own["t"]).all()
     assert float(own["t"][0]) == largest
 
@@ -157,7 +158,7 @@ def test_tied_weights_are_averaged_once(tmp_path: Path) -> None:
     assert isinstance(own[0], nn.Linear)
     wanted = (stored_tensors(own)["0.weight"] * 0.75 + stored_tensors(other)["0.weight"] * 0.25).clone()
     write(tmp_path / "m", stored_tensors(other))
-    average(stored_tensors(own), 3, [Contribution(TensorFile.open(tmp_path / "m"), 1)])
+    aggregate(stored_tensors(own), 3, [Contribution(TensorFile.open(tmp_path / "m"), 1)])
     torch.testing.assert_close(own[0].weight.detach(), wanted)
 
 
@@ -167,7 +168,7 @@ def test_a_tensor_that_is_not_contiguous_is_averaged_in_place(tmp_path: Path) ->
     before = tensors["weight"].clone()
     other = {"weight": torch.randn(4, 3, 3, 3), "bias": torch.randn(4)}
     write(tmp_path / "m", other)
-    average(tensors, 1, [Contribution(TensorFile.open(tmp_path / "m"), 1)])
+    aggregate(tensors, 1, [Contribution(TensorFile.open(tmp_path / "m"), 1)])
     torch.testing.assert_close(own.weight.detach(), (before + other["weight"]) / 2)
 
 
@@ -200,7 +201,7 @@ def test_models_that_do_not_fit_are_left_out_and_the_rest_is_averaged(tmp_path: 
     assert all(refusal.weights == manifests[refusal.peer_id].weights for refusal in checked.refusals)
     assert all("\n" not in refusal.reason for refusal in checked.refusals)
     wanted = {name: tensor * 0.25 + theirs[name] * 0.75 for name, tensor in mine.items()}
-    average(mine, 10, checked.contributions)
+    aggregate(mine, 10, checked.contributions)
     for name, tensor in mine.items():
         torch.testing.assert_close(tensor, wanted[name])
 
@@ -214,7 +215,7 @@ def test_memory_does_not_grow_with_the_number_of_models(tmp_path: Path) -> None:
 from pathlib import Path
 import torch
 from tests.train.running import peak_kb
-from p2pfl_train.aggregate import Contribution, average
+from p2pfl_train.aggregate import Contribution, aggregate
 from p2pfl_train.weights import TensorFile
 torch.set_num_threads(1)
 own = {{"t": torch.zeros(8 << 20)}}
@@ -223,7 +224,7 @@ before = peak_kb()
 files = [TensorFile.open(Path({str(tmp_path)!r}) / str(index)) for index in range(8)]
 for file in files:
     file.verify(file.manifest())
-average(own, 1, [Contribution(file, 1) for file in files])
+aggregate(own, 1, [Contribution(file, 1) for file in files])
 assert abs(own["t"].min() - 1) < 1e-6 and abs(own["t"].max() - 1) < 1e-6
 print((peak_kb() - before) // 1024)
 """

@@ -1,0 +1,1 @@
+"""Aggregation rules: what becomes of several models, some of which may be a liar's. Pure numerics."""
