@@ -84,7 +84,18 @@ paper: $(STAMP) ## the paper's experiment and its report: [DATA_DIR= MODEL=paper
 		$(call option,minutes,MINUTES) $(call option,peers,PEERS) $(call option,out,OUT) \
 		$(call option,args,ARGS) $(if $(filter-out 0,$(KILL)),--kill)
 
-bench: $(STAMP) ## the benchmarks: a table, and JSON in report/bench.json
+# Other libraries with aggregation rules, apart from our packages: Flower pins an older protobuf. Without them
+# the benchmark says so and goes on.
+RIVALS_STAMP := $(VENV)/.rivals-installed
+FLOWER := 'flwr>=1.42,<1.43' 'httpx<1' idna 'iterators<0.0.3' 'pycryptodome<4'
+BYZPY := 'byzpy>=0.1.4,<0.2'
+TO_RIVALS = $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) --no-deps --upgrade \
+	--target $(VENV)/rivals
+$(RIVALS_STAMP): $(STAMP)
+	@flower=0; $(TO_RIVALS) $(FLOWER) 2>/dev/null || flower=1; \
+		if $(TO_RIVALS) $(BYZPY) 2>/dev/null && [ $$flower = 0 ]; then touch $@; fi
+
+bench: $(RIVALS_STAMP) ## the benchmarks: a table, and JSON in report/bench.json
 	@$(BIN)/python -m scripts.bench.run_all
 
 clean: ## remove caches and build folders; .venv, state and report stay

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from p2pfl_train import options as opt
 from p2pfl_train.config import (
+    AggregationOptions,
     EvaluationOptions,
     ExchangeOptions,
     OptimiserOptions,
@@ -30,6 +31,9 @@ from p2pfl_train.config import (
 )
 from p2pfl_train.errors import TrainError, UsageError
 from p2pfl_train.paths import expanded
+from p2pfl_train.planner import DEFAULT_RISK, DEFAULT_ROUNDS
+from p2pfl_train.redteam import command as redteam
+from p2pfl_train.rules.rule import parse_rule
 from p2pfl_train.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -44,8 +48,8 @@ EXIT_INTERRUPTED = 130
 
 EPILOG = (
     "Exit codes: 0 done, also after SIGTERM or Ctrl-C; 2 wrong usage; 3 the state directory cannot be "
-    "used; 4 no daemon, or no task from the network; 6 the data; 7 the model; 8 the weights; 130 stopped "
-    "at once by a second Ctrl-C."
+    "used; 4 no daemon, or no task from the network; 6 the data; 7 the model; 8 the weights; 9 liars may "
+    "win: a plan that is not safe, an accuracy below its bound; 130 stopped at once by a second Ctrl-C."
 )
 
 app = typer.Typer(
@@ -89,6 +93,11 @@ def run(
     aggregate_every: opt.AggregateEvery = "1",
     blocking: opt.Blocking = False,
     receive_timeout: opt.ReceiveTimeout = 60.0,
+    aggregate: opt.AggregateRule = None,
+    byzantine: opt.ByzantineModels = None,
+    expect_byzantine: opt.ExpectByzantine = None,
+    risk: opt.Risk = DEFAULT_RISK,
+    plan_rounds: opt.PlanRounds = DEFAULT_ROUNDS,
     cycles: opt.Cycles = None,
     minutes: opt.Minutes = None,
     target_accuracy: opt.TargetAccuracy = None,
@@ -107,6 +116,13 @@ def run(
         state=state,
         training=TrainingOptions(steps, local_epochs, batch_size, optimiser, f"{seed}/{shard or ''}"),
         exchange=ExchangeOptions(fan_out, deadline, parse_every(aggregate_every), blocking, receive_timeout),
+        aggregation=AggregationOptions.of(
+            None if aggregate is None else parse_rule(aggregate),
+            byzantine,
+            expect_byzantine,
+            risk,
+            plan_rounds,
+        ),
         stop=StopOptions(cycles, minutes, target_accuracy),
         evaluation=EvaluationOptions(evaluate_every, evaluate_examples, final_evaluation),
         threads=threads,
@@ -259,6 +275,10 @@ def plot(
 
     for path in draw(directories, out):
         typer.echo(str(path))
+
+
+app.command(epilog=EPILOG)(redteam.plan)
+app.command(epilog=EPILOG)(redteam.simulate)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from p2pfl_train.errors import WeightsRefused
 from p2pfl_train.rules.blocks import Cook, Distances, columns_of
-from p2pfl_train.rules.columns import Floats
+from p2pfl_train.rules.columns import Columns, Floats
 from p2pfl_train.rules.definitions import Matrix, Recipe, Votes
 from p2pfl_train.rules.rule import FEDAVG, Rule
 from p2pfl_train.tensors import Layout
@@ -153,13 +153,27 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _distances(own: Mapping[str, Tensor], sources: Sequence[_Source]) -> Matrix:
-    """Squared distances between the votes over all floating-point tensors."""
-    distances = Distances(len(sources))
+    """Squared distances between the votes over all floating-point tensors.
+
+    Seen from the own model, or, where that has no vote, from the median of each coordinate: it lies
+    among the honest, wherever the own weights and the liars are.
+    """
+    votes_itself = sources[0].file is None
+    distances = Distances(len(sources) + (not votes_itself))
+    columns, median = Columns(), np.empty(0)
     for name, tensor in own.items():
-        if tensor.is_floating_point() and tensor.numel():
-            for rows, _ in _blocks(name, tensor.contiguous().view(-1), sources):
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        for rows, _ in _blocks(name, tensor.contiguous().view(-1), sources):
+            if votes_itself:
                 distances.add(rows)
-    return distances.squared()
+                continue
+            if median.shape != rows[0].shape or median.dtype != rows[0].dtype:
+                median = np.empty_like(rows[0])
+            columns.trimmed_mean(rows, (len(rows) - 1) // 2, median)
+            distances.add([median, *rows])
+    squared = distances.squared()
+    return squared if votes_itself else squared[1:, 1:]
 
 
 def _by_columns(name: str, flat: Tensor, sources: Sequence[_Source], recipe: Recipe) -> None:

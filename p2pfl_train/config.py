@@ -13,7 +13,9 @@ from typing import Literal
 
 from p2pfl_state.markers import MAX_FAN_OUT
 
+from p2pfl_train import planner
 from p2pfl_train.errors import UsageError
+from p2pfl_train.rules.rule import FEDAVG, ROBUST, Rule
 
 OptimiserName = Literal["sgd", "adam"]
 
@@ -68,6 +70,50 @@ class ExchangeOptions:
 
 
 @dataclass(frozen=True)
+class AggregationOptions:
+    """What becomes of the models that come, and how many of them may be liars'."""
+
+    rule: Rule = FEDAVG
+    byzantine: int | None = None
+    """f: liars among the models of a round. None: from `expected`, or none."""
+    expected: float | None = None
+    """Share of liars among all peers; the planner makes f of it, anew when the membership changes."""
+    risk: float = planner.DEFAULT_RISK
+    """Of more liars than f in any round of any honest peer; for `expected`."""
+    rounds: int = planner.DEFAULT_ROUNDS
+    """For how many rounds the risk is meant."""
+
+    @classmethod
+    def of(
+        cls, rule: Rule | None, byzantine: int | None, expected: float | None, risk: float, rounds: int
+    ) -> AggregationOptions:
+        """With the robust rule where liars are expected and none is named."""
+        expecting = byzantine is not None or expected is not None
+        return cls(rule or (ROBUST if expecting else FEDAVG), byzantine, expected, risk, rounds)
+
+    def check(self, fan_out: int) -> None:
+        """Raises `UsageError`, `TooFewModels` when the rule can never work with so few models."""
+        if self.byzantine is not None and self.expected is not None:
+            raise UsageError("--byzantine and --expect-byzantine do not go together: give one")
+        _at_least("--byzantine", self.byzantine, 0)
+        if self.expected is not None and not 0 <= self.expected < 0.5:
+            raise UsageError(
+                f"--expect-byzantine {self.expected} must be a share from 0 to below 0.5, as 0.1"
+            )
+        planner.check_risk(self.risk)
+        _at_least("--plan-rounds", self.rounds, 1)
+        expecting = bool(self.byzantine or self.expected)
+        if expecting and not self.rule.withstands_liars:
+            raise UsageError(f"--aggregate {self.rule} withstands no liars: leave it out for {ROBUST}")
+        if self.byzantine is None and self.expected is None and self.rule.needs_byzantine:
+            raise UsageError(
+                f"--aggregate {self.rule} must know how many lie: --expect-byzantine 0.1 (of all peers), or "
+                "--byzantine 2 (of the models of a round)"
+            )
+        self.rule.check(fan_out + 1, self.byzantine or 0)
+
+
+@dataclass(frozen=True)
 class StopOptions:
     """What ends a run by itself; nothing does when all are None."""
 
@@ -97,6 +143,7 @@ class RunOptions:
     state: Path
     training: TrainingOptions = field(default_factory=TrainingOptions)
     exchange: ExchangeOptions = field(default_factory=ExchangeOptions)
+    aggregation: AggregationOptions = field(default_factory=AggregationOptions)
     stop: StopOptions = field(default_factory=StopOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     threads: int = 1
@@ -115,6 +162,7 @@ class RunOptions:
         if not 0.01 <= exchange.deadline_s <= 86400:
             raise UsageError(f"--deadline {exchange.deadline_s} must be from 0.01 to 86400 seconds")
         _above("--receive-timeout", exchange.receive_timeout_s)
+        self.aggregation.check(exchange.fan_out)
         _at_least("--cycles", stop.cycles, 1)
         _above("--minutes", stop.minutes)
         if stop.target_accuracy is not None and not 0 < stop.target_accuracy <= 1:

@@ -20,6 +20,7 @@ from p2pfl_train.batches import Batches, described, size_of
 from p2pfl_train.checkpoint import Counters
 from p2pfl_train.config import OptimiserOptions, TrainingOptions
 from p2pfl_train.errors import ModelError, TrainError, one_line
+from p2pfl_train.rules.rule import FEDAVG, Rule
 from p2pfl_train.task import Task
 from p2pfl_train.taskspec import initial_seed
 from p2pfl_train.tensors import stored_tensors
@@ -57,6 +58,26 @@ def _complete_momentum(optimiser: Optimizer, *_: object) -> None:
         for parameter in group["params"]:
             if parameter.grad is not None and "momentum_buffer" not in optimiser.state[parameter]:
                 optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def take_step(task: Task, model: nn.Module, optimiser: Optimizer, batches: Batches) -> float:
+    """One optimiser step on the next batch; returns its loss. One that is not finite changes nothing.
+
+    Raises `ModelError` when the model or the loss fails.
+    """
+    inputs, targets = batches.next()
+    try:
+        loss = task.loss(model(task.preprocess(inputs)), targets)
+        value = loss.item()
+        if math.isfinite(value):
+            optimiser.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss)
+            optimiser.step()
+    except Exception as error:
+        raise ModelError(
+            f"the model cannot train on a batch of {described(inputs)}: {one_line(error)}"
+        ) from error
+    return value
 
 
 @dataclass
@@ -109,27 +130,12 @@ class Learner:
         self.model.train()
         total, done = 0.0, 0
         while done < steps:
-            total += self._step(self.optimiser, self.batches)
+            total += take_step(self.task, self.model, self.optimiser, self.batches)
             done += 1
             if between_steps() or not math.isfinite(total):
                 break
         self.counters = replace(self.counters, batches=self.batches.drawn)
         return total / done if math.isfinite(total) else math.nan
-
-    def _step(self, optimiser: Optimizer, batches: Batches) -> float:
-        inputs, targets = batches.next()
-        try:
-            loss = self.task.loss(self.model(self.task.preprocess(inputs)), targets)
-            value = loss.item()
-            if math.isfinite(value):
-                optimiser.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                optimiser.step()
-        except Exception as error:
-            raise ModelError(
-                f"the model cannot train on a batch of {described(inputs)}: {one_line(error)}"
-            ) from error
-        return value
 
     def publish(self, metrics: Mapping[str, float]) -> None:
         """Writes the model, then, unless that was done a moment ago, optimiser state and counters.
@@ -173,9 +179,24 @@ class Learner:
             checkpoint.save(self.state.trainer_state, self.optimiser, self.counters)
             self._saved_at_s = time.monotonic()
 
-    def average(self, contributions: Sequence[Contribution]) -> None:
-        """Averages verified models into the current weights; the optimiser keeps its momentum."""
-        aggregate(self.tensors, self.samples, contributions)
+    def average(self, contributions: Sequence[Contribution], rule: Rule = FEDAVG, byzantine: int = 0) -> None:
+        """Aggregates verified models into the current weights; the optimiser keeps its momentum.
+
+        Raises `TooFewModels` for a rule that cannot withstand so many liars; nothing has changed then.
+        """
+        aggregate(self.tensors, self.samples, contributions, rule, byzantine)
+        self.note_parents(contributions)
+
+    def begin_with(self, contributions: Sequence[Contribution], rule: Rule, byzantine: int) -> None:
+        """Takes what a rule makes of others' models for the first weights; the own ones are no vote.
+
+        Raises `TooFewModels`.
+        """
+        aggregate(self.tensors, 0, contributions, rule, byzantine)
+        self.note_parents(contributions)
+
+    def note_parents(self, contributions: Sequence[Contribution]) -> None:
+        """The next publication names these as what went into it."""
         for contribution in contributions:
             manifest = contribution.file.manifest()
             self.parents.append(Parent(contribution.file.path.stem, manifest.version, manifest.weights))

@@ -34,6 +34,7 @@ Builder = Callable[..., nn.Module]
 REGISTRY: Mapping[str, Builder] = {
     "paper-cnn": networks.paper_cnn,
     "lenet": networks.lenet,
+    "caffe-lenet": networks.caffe_lenet,
     "bank": networks.bank,
     "mlp": networks.mlp,
     "cnn-bn": networks.cnn_bn,

@@ -84,6 +84,30 @@ def lenet(input_shape: Sequence[int], classes: int) -> nn.Module:
     )
 
 
+def caffe_lenet(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """The LeNet that came with Caffe: 5 x 5 convolutions (20, 50), then 500 units, classes.
+
+    Jia et al., 'Caffe: Convolutional Architecture for Fast Feature Embedding', 2014; 431,080 parameters on
+    28 x 28, and the usual network of papers on Byzantine robustness. Sides from 16 on.
+    """
+    channels, height, width = image_shape(input_shape)
+    height, width = (((side - 4) // 2 - 4) // 2 for side in (height, width))
+    if min(height, width) < 1:
+        raise ValueError("images need sides of at least 16 pixels")
+    return ImageNetwork(
+        nn.Conv2d(channels, 20, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Conv2d(20, 50, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(50 * height * width, 500),
+        nn.ReLU(),
+        nn.Linear(500, classes),
+    )
+
+
 def cnn_bn(input_shape: Sequence[int], classes: int, *, width: int = 32) -> nn.Module:
     """A small CNN with batch norm (`width`, 2·`width` channels) and global average pooling."""
     channels, _, _ = image_shape(input_shape)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 _DATA, _MODEL, _TRAINING = "Data", "Model", "Training"
-_NETWORK, _END, _EVALUATION = "Network", "When to stop", "Evaluation"
+_LIARS, _NETWORK, _END, _EVALUATION = "Liars", "Network", "When to stop", "Evaluation"
 
 State = Annotated[Path, typer.Option("--state", metavar="DIR", help="The peer's state directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -77,7 +77,7 @@ Seed = Annotated[int, typer.Option(help="Of split, partition and batch order.", 
 Model = Annotated[
     str | None,
     typer.Option(
-        help="paper-cnn, lenet, bank, mlp, cnn-bn or file.py:Class; by default what suits the data.",
+        help="paper-cnn, lenet, caffe-lenet, bank, mlp, cnn-bn or file.py:Class; by default what fits.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -126,6 +126,37 @@ Blocking = Annotated[
 ReceiveTimeout = Annotated[
     float, typer.Option(help="Seconds a newcomer waits for a task.", rich_help_panel=_NETWORK)
 ]
+
+AggregateRule = Annotated[
+    str | None,
+    typer.Option(
+        "--aggregate",
+        metavar="RULE",
+        help="mean, fedavg, median, trimmed_mean, krum, multi_krum, geometric_median or centered_clipping; "
+        "nnm+ in front mixes nearest neighbours first. By default fedavg; nnm+trimmed_mean where liars are "
+        "expected.",
+        rich_help_panel=_LIARS,
+    ),
+]
+ByzantineModels = Annotated[
+    int | None,
+    typer.Option(
+        "--byzantine", metavar="F", help="Liars among the models of a round.", rich_help_panel=_LIARS
+    ),
+]
+ExpectByzantine = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Share of liars among all peers, as 0.1: a plan makes F of it as the membership changes.",
+        rich_help_panel=_LIARS,
+    ),
+]
+Risk = Annotated[
+    float,
+    typer.Option(help="Accepted probability that a draw ever has more liars than F.", rich_help_panel=_LIARS),
+]
+PlanRounds = Annotated[int, typer.Option(help="Rounds that the risk is for.", rich_help_panel=_LIARS)]
 
 Cycles = Annotated[int | None, typer.Option(help="Stop after so many.", rich_help_panel=_END)]
 Minutes = Annotated[float | None, typer.Option(help="Stop after this time.", rich_help_panel=_END)]

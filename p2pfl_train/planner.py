@@ -11,7 +11,10 @@ rounds are independent, so the tail can be computed, and here it is.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from p2pfl_train.errors import UsageError
 
@@ -76,29 +79,44 @@ class Plan:
 
 def check_risk(risk: float) -> None:
     """Raises `UsageError`."""
-    if not 0 < risk < 1:
-        raise UsageError(f"--risk {risk} must be above 0 and below 1")
+    if not 0 < risk <= 0.5:
+        raise UsageError(f"--risk {risk} must be above 0, at most 0.5")
 
 
 def tail(others: int, marked: int, drawn: int, most: int) -> float:
     """P(more than `most` of the `marked` are among `drawn` of `others`), exact but for one rounding."""
-    ways = sum(
-        math.comb(marked, hit) * math.comb(others - marked, drawn - hit)
-        for hit in range(most + 1, min(marked, drawn) + 1)
-    )
-    return ways / math.comb(others, drawn)
+    *_, last = _tails(others, marked, drawn, most)
+    return last
 
 
+def _tails(others: int, marked: int, drawn: int, least: int) -> Iterator[float]:
+    """P(more than k are among the drawn) for k from the largest possible number of hits down to `least`."""
+    hit = min(marked, drawn)
+    every = math.comb(others, drawn)
+    term = math.comb(marked, hit) * math.comb(others - marked, drawn - hit)
+    ways = 0
+    yield 0.0
+    while hit > least:
+        ways += term
+        # C(m, h) C(o - m, d - h) from one h to the one below
+        term = term * hit * (others - marked - drawn + hit) // ((marked - hit + 1) * (drawn - hit + 1))
+        hit -= 1
+        yield ways / every
+
+
+@lru_cache(maxsize=256)
 def plan(network: Network, fan_out: int) -> Plan:
     """b̂ of a fan-out from 1 to N - 1."""
     others = network.peers - 1
     assert 1 <= fan_out <= others
-    certain = min(network.byzantine, fan_out)
-    for most in range(certain):
-        exceeded = _ever(tail(others, network.byzantine, fan_out, most), network.draws)
-        if exceeded <= network.risk:
-            return Plan(fan_out, most, exceeded)
-    return Plan(fan_out, certain, 0.0)
+    effective = min(network.byzantine, fan_out) + 1
+    accepted = 0.0
+    for chance in _tails(others, network.byzantine, fan_out, 0):
+        exceeded = _ever(chance, network.draws)
+        if exceeded > network.risk:
+            break
+        effective, accepted = effective - 1, exceeded
+    return Plan(fan_out, effective, accepted)
 
 
 def _ever(chance: float, draws: int) -> float:
@@ -106,15 +124,37 @@ def _ever(chance: float, draws: int) -> float:
     return 1.0 if chance >= 1 else -math.expm1(draws * math.log1p(-chance))
 
 
+@lru_cache(maxsize=256)
 def smallest_safe(network: Network) -> Plan | None:
-    """The plan of the smallest fan-out in which liars stay a minority; None if there is none."""
-    for fan_out in range(1, network.peers):
-        found = plan(network, fan_out)
-        if found.safe:
-            return found
-    return None
+    """The plan of the smallest fan-out in which liars stay a minority; None if there is none.
+
+    An odd fan-out of more than 1 is never the smallest: with one model less, the same number of liars is
+    still a minority, and fewer are drawn. Among even ones more are always safer.
+    """
+    candidates = [1, *range(2, network.peers, 2)]
+    at = bisect_left(candidates, True, key=lambda fan_out: _is_safe(network, fan_out))
+    return plan(network, candidates[at]) if at < len(candidates) else None
+
+
+def _is_safe(network: Network, fan_out: int) -> bool:
+    chance = tail(network.peers - 1, network.byzantine, fan_out, fan_out // 2)
+    return _ever(chance, network.draws) <= network.risk
 
 
 def expected_liars(peers: int, share: float) -> int:
     """How many of `peers`, the own one included, are taken for liars; at most all others."""
     return min(math.ceil(share * peers - 1e-9), peers - 1)
+
+
+def refusal(network: Network, found: Plan) -> str:
+    """Why a plan is not safe, and what would be."""
+    safe = smallest_safe(network)
+    remedy = (
+        f"ask {safe.fan_out} or more (--fan-out {safe.fan_out})"
+        if safe is not None
+        else "no fan-out is safe with so many liars: keep them out (private network, --trust approve)"
+    )
+    return (
+        f"{found.effective} of {found.votes} models may be liars' when {found.fan_out} are pulled from "
+        f"{network.peers} peers with {network.byzantine} liars over {network.rounds} rounds: {remedy}"
+    )

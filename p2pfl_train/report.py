@@ -46,6 +46,12 @@ class CycleRecord:
     metrics_averaged: Mapping[str, float] = field(default_factory=dict)
     models: int = 0
     """Models of others that were averaged in."""
+    aggregate: str = ""
+    """The rule."""
+    byzantine: int | None = None
+    """f of the last aggregation: how many of the models, the own one among them, were taken for liars'."""
+    too_few: int = 0
+    """Models that came and were left out, for they were too few to outvote that many liars."""
     refused: int = 0
     round: int | None = None
     """The last round that was asked for or ended in this cycle."""
@@ -104,6 +110,9 @@ class CycleRecord:
             "dev_loss_trained": self.dev_loss_trained,
             "dev_loss_averaged": self.dev_loss_averaged,
             "models": self.models,
+            "aggregate": self.aggregate,
+            "byzantine": self.byzantine,
+            "too_few": self.too_few,
             "refused": self.refused,
             "round": self.round,
             "asked": self.asked,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,13 +15,14 @@ from p2pfl_state.markers import MAX_DEADLINE_S, MIN_DEADLINE_S
 from p2pfl_state.taskfile import TaskFile
 
 from p2pfl_train import consent
-from p2pfl_train.aggregate import check_models
+from p2pfl_train.aggregate import Contribution, check_models
 from p2pfl_train.batches import Batches, size_of
 from p2pfl_train.checkpoint import Counters, Saved
-from p2pfl_train.config import TrainingOptions
-from p2pfl_train.errors import ModelError, NetworkDown, SourceNotAccepted, WeightsRefused
+from p2pfl_train.config import RunOptions, TrainingOptions
+from p2pfl_train.errors import ModelError, NetworkDown, SourceNotAccepted, TooFewModels, WeightsRefused
 from p2pfl_train.exchange import Exchange, Wish
 from p2pfl_train.learner import Learner, fresh_model, make_optimiser
+from p2pfl_train.liars import byzantine_of
 from p2pfl_train.report import CycleRecord
 from p2pfl_train.task import Task
 from p2pfl_train.tasks import TaskOptions, join_task, located
@@ -174,25 +175,31 @@ def _load_own(learner: Learner) -> Manifest | None:
 
 
 def load_initial(
-    learner: Learner, exchange: Exchange, record: CycleRecord, deadline_s: float, stop: Callable[[], bool]
+    learner: Learner, exchange: Exchange, record: CycleRecord, options: RunOptions, stop: Callable[[], bool]
 ) -> str:
     """Gives the learner the weights of a peer of its task, if one has any; says whose it has, and why.
 
-    Waits as long as a model may take, `deadline_s`.
+    Where liars are expected, of as many as a round asks, and what the rule makes of them. Waits as long
+    as a model may take.
     """
     exchange.poll()
     if not exchange.ready:
         return _from_seed("the daemon was lost")
     digest = learner.counters.task
     check = partial(check_models, learner.state, layout=layout_of(learner.tensors), task=digest)
-    wish = Wish(1, max(deadline_s, INITIAL_DEADLINE_S), digest)
+    robust = options.aggregation.rule.withstands_liars
+    fan_out = options.exchange.fan_out if robust else 1
+    wish = Wish(fan_out, max(options.exchange.deadline_s, INITIAL_DEADLINE_S), digest)
     with record.timed("starting"):
         record.note_asked(exchange.ask(wish, check))
         outcome = exchange.wait(stop)
     if outcome is None:
         return _from_seed("stopped before the network answered")
     record.note_outcome(outcome)
-    for contribution in outcome.checked.contributions:
+    models = outcome.checked.contributions
+    if robust and models:
+        return _from_many(learner, models, outcome.answer.candidates if outcome.answer else 0, options)
+    for contribution in models:
         copy_into(contribution.file, learner.tensors)
         learner.initial = contribution.file
         version = contribution.file.manifest().version
@@ -200,6 +207,17 @@ def load_initial(
     for refusal in outcome.checked.refusals:
         return _from_seed(f"refused the model of peer {refusal.peer_id[:16]}: {refusal.reason}")
     return _from_seed(outcome.failure or "no peer of this task has published")
+
+
+def _from_many(learner: Learner, models: Sequence[Contribution], others: int, options: RunOptions) -> str:
+    """One stranger's weights would be a liar's to choose."""
+    rule = options.aggregation.rule
+    try:
+        byzantine = byzantine_of(options.aggregation, max(others, len(models)), options.exchange.fan_out)
+        learner.begin_with(models, rule, byzantine)
+    except TooFewModels as error:
+        return _from_seed(str(error))
+    return f"from {len(models)} peers by {rule}, of which {byzantine} may lie"
 
 
 def _from_seed(why: str) -> str:

@@ -95,8 +95,37 @@ def build_task(options: TaskOptions) -> Task:
         raise UsageError("a peer without data needs a network to receive from: give --data, or --join")
     if is_function(options.data):
         return user_task(options.data, options)
+    spec, loaded = _decide(options.data, options)
+    return _assemble(spec, loaded, options, _own(spec.architecture.source_digest))
+
+
+def build_tasks(options: TaskOptions, count: int) -> list[Task]:
+    """The tasks of all `count` peers that share a data set, as each would build it from its own shard.
+
+    The data is loaded once. Raises as `build_task` does.
+    """
+    sharded = [replace(options, shard=f"{number}/{count}") for number in range(1, count + 1)]
+    if options.data is None or is_function(options.data):
+        return [build_task(one) for one in sharded]
+    spec, loaded = _decide(options.data, options)
+    first = _assemble(spec, loaded, sharded[0], _own(spec.architecture.source_digest))
+    division = _Division.of(loaded, count, options)
+    subsets: dict[bytes, Examples] = {}  # in the paper's partition many hold the same
+    tasks: list[Task] = []
+    for one in sharded:
+        shard = partition.parse_shard(one.shard or "")
+        own = division.own(shard)
+        train = subsets.get(own.tobytes()) or loaded.examples.subset(own)
+        subsets[own.tobytes()] = train
+        held = tuple(int(label) for label in np.unique(train.labels))
+        tasks.append(replace(first, train=train, labels_held=held, shard=shard))
+    return tasks
+
+
+def _decide(name_or_path: str, options: TaskOptions) -> tuple[TaskSpec, LabelledData]:
+    """What is trained, and all data of this machine."""
     loaded = data.load(
-        options.data,
+        name_or_path,
         data_dir=options.data_dir,
         download=options.download,
         image_size=options.image_size,
@@ -106,8 +135,7 @@ def build_task(options: TaskOptions) -> Task:
     loaded = _with_normalisation(loaded, options)
     name = options.model or models.default_model(loaded.name, loaded.input_shape)
     architecture = models.architecture(name, options.model_arguments)
-    spec = TaskSpec(architecture, loaded.classes, loaded.input_shape, loaded.preprocessing)
-    return _assemble(spec, loaded, options, _own(architecture.source_digest))
+    return TaskSpec(architecture, loaded.classes, loaded.input_shape, loaded.preprocessing), loaded
 
 
 def join_task(options: TaskOptions, file: TaskFile, accepted: frozenset[str]) -> Task:
@@ -190,8 +218,10 @@ def _assemble(
     held = None
     train = evaluation = Examples.none(spec.input_shape)
     if loaded is not None:
-        own, dev, held = _divide(loaded, shard, options)
-        train, evaluation = loaded.examples.subset(own), loaded.examples.subset(dev)
+        division = _Division.of(loaded, shard.count, options)
+        held = division.held()
+        train = loaded.examples.subset(division.own(shard))
+        evaluation = loaded.examples.subset(division.dev)
     return ClassificationTask(
         spec=spec,
         build_model=build_model,
@@ -206,26 +236,49 @@ def _assemble(
     )
 
 
-def _divide(
-    loaded: LabelledData, shard: Shard, options: TaskOptions
-) -> tuple[Indices, Indices, npt.NDArray[np.int64]]:
-    """Indices of this peer's training examples and of the dev split, and all shards' label counts."""
-    if not 0 < options.fraction <= 1:
-        raise UsageError(f"--fraction {options.fraction} must be above 0 and at most 1")
-    how = partition.parse_partition(options.partition, options.labels_per_peer)
-    labels, classes = loaded.examples.labels, len(loaded.classes)
-    train, dev = partition.split(labels, options.dev_fraction, options.seed)
-    parts = partition.shards(labels[train], classes, how, shard.count, options.seed)
-    held = np.stack([np.bincount(labels[train[part]], minlength=classes) for part in parts])
-    own = train[parts[shard.number - 1]]
-    if options.fraction < 1:
-        count = max(1, round(options.fraction * len(own)))
-        own = own[partition.stratified(labels[own], count, options.seed + shard.number)]
-    if not len(own):
-        wanted = partition.labels_of(shard, classes, how.labels_per_peer)
-        names = shown([loaded.classes[label] for label in wanted])
-        raise DataError(f"shard {shard} of {loaded.name} has no examples (its labels: {names})")
-    return own, dev, held.astype(np.int64)
+@dataclass(frozen=True)
+class _Division:
+    """Who holds what of one data set."""
+
+    labels: Indices
+    train: Indices
+    dev: Indices
+    shards: list[Indices]
+    """Positions in `train`."""
+    how: partition.Partition
+    options: TaskOptions
+    names: tuple[str, ...]
+    data_name: str
+
+    @classmethod
+    def of(cls, loaded: LabelledData, count: int, options: TaskOptions) -> _Division:
+        """Raises `DataError`, `UsageError`."""
+        if not 0 < options.fraction <= 1:
+            raise UsageError(f"--fraction {options.fraction} must be above 0 and at most 1")
+        how = partition.parse_partition(options.partition, options.labels_per_peer)
+        labels = loaded.examples.labels
+        train, dev = partition.split(labels, options.dev_fraction, options.seed)
+        shards = partition.shards(labels[train], len(loaded.classes), how, count, options.seed)
+        return cls(labels, train, dev, shards, how, options, loaded.classes, loaded.name)
+
+    def held(self) -> npt.NDArray[np.int64]:
+        """All shards' label counts, shape (shards, classes)."""
+        classes = len(self.names)
+        counts = [np.bincount(self.labels[self.train[part]], minlength=classes) for part in self.shards]
+        return np.stack(counts).astype(np.int64)
+
+    def own(self, shard: Shard) -> Indices:
+        """The examples of one shard. Raises `DataError` when there are none."""
+        own = self.train[self.shards[shard.number - 1]]
+        if self.options.fraction < 1:
+            count = max(1, round(self.options.fraction * len(own)))
+            chosen = partition.stratified(self.labels[own], count, self.options.seed + shard.number)
+            own = own[chosen]
+        if not len(own):
+            wanted = partition.labels_of(shard, len(self.names), self.how.labels_per_peer)
+            names = shown([self.names[label] for label in wanted])
+            raise DataError(f"shard {shard} of {self.data_name} has no examples (its labels: {names})")
+        return own
 
 
 def describe(task: Task) -> RenderableType:

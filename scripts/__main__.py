@@ -1,4 +1,4 @@
-"""The entry of all scripts: `python -m scripts run | demo | paper | launch | stop`, as the Makefile calls it.
+"""The entry of all scripts: `python -m scripts run | demo | paper | attack | …`, as the Makefile calls it.
 
 Signals are taken first and the rest is imported after, so that Ctrl-C is clean at any time.
 """
@@ -17,6 +17,8 @@ MODULES = {
     "launch": "scripts.launch",
     "stop": "scripts.launch",
     "detached": "scripts.detached",
+    "attack": "scripts.attack",
+    "liar": "scripts.liar",
 }
 
 

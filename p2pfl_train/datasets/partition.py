@@ -47,7 +47,7 @@ class Partition:
 
     kind: str = "paper"
     alpha: float = 0.0
-    """Concentration of `dirichlet`, shared out over the classes: 0.1 is about one class a peer, 100 even."""
+    """Concentration of `dirichlet` for each class: 0.1 is one or two classes a peer, 10 nearly even."""
     labels_per_peer: int | None = None
     """For `paper`; by default 7 of 10, rounded for other numbers of classes."""
 
@@ -185,10 +185,11 @@ def shards(labels: Indices, classes: int, partition: Partition, count: int, seed
 
 
 def _dirichlet(labels: Indices, classes: int, alpha: float, count: int, seed: int) -> list[Indices]:
-    """Equal shards, each with its own class mixture q ~ Dir(α·p), p the mixture of all the data.
+    """Equal shards, each with its own class mixture q ~ Dir(α·C·p), p that of all data over C classes.
 
     Hsu, Qi, Brown: Measuring the Effects of Non-Identical Data Distribution for Federated Visual
-    Classification, 2019 (arXiv:1909.06335). Examples are drawn without replacement; a class that is
+    Classification, 2019 (arXiv:1909.06335), with α counted by class, as is usual since: for even data
+    the symmetric Dir(α, …, α). Examples are drawn without replacement; a class that is
     used up leaves the mixture, so that late shards take what is left.
     """
     random = _random(seed, 2)
@@ -209,10 +210,10 @@ def _dirichlet(labels: Indices, classes: int, alpha: float, count: int, seed: in
 def _mixture(
     random: np.random.RandomState, alpha: float, prior: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """One draw of Dir(α·prior); classes without examples have no share."""
+    """One draw of Dir(α·C·prior), C the classes with examples; the others have no share."""
     mixture = np.zeros(len(prior))
     present = np.flatnonzero(prior)
-    weights = random.standard_gamma(alpha * prior[present])
+    weights = random.standard_gamma(alpha * len(present) * prior[present])
     if weights.sum() > 0:
         mixture[present] = weights / weights.sum()
     else:  # for a tiny α all gammas underflow; the limit of the distribution is a single class

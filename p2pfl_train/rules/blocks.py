@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from p2pfl_train.rules.columns import Columns, Floats, add_up
+from p2pfl_train.rules.columns import Columns, Floats, Workspace, add_up
 from p2pfl_train.rules.definitions import Matrix, Recipe
 
 BLOCK_BYTES = 1 << 20
 """Measured best of 256 KiB to 1 MiB where the second cache is 1 MiB; what streams through does not count."""
 MIN_COLUMNS = 256
-MAX_ADDITIONS = 4
+MAX_ADDITIONS = 5
 """Up to so many additions for each model are quicker than a copy and a product of matrices; measured."""
 
 
@@ -32,8 +32,9 @@ class Distances:
     """Sums up squared distances over blocks.
 
     Through the inner products of the differences from the first model: in float32 these are exact enough
-    as long as the models differ from each other about as much as from the first, as models of one
-    training do. A difference whose square no number can hold is `inf`.
+    as long as the models differ from each other about as much as from the first. So the first must be
+    an honest one, or lie among the honest: seen from a liar far away all others are in one place. A
+    difference whose square no number can hold is `inf`.
     """
 
     def __init__(self, models: int) -> None:
@@ -56,7 +57,7 @@ class Distances:
         products = np.pad(self._products, ((1, 0), (1, 0)))
         lengths = np.diag(products)
         with np.errstate(over="ignore", invalid="ignore"):
-            squared = lengths[:, None] + lengths[None, :] - products - products.T
+            squared = lengths[:, None] + lengths[None, :] - (products + products.T)
         squared = np.where(np.isfinite(squared), np.maximum(squared, 0.0), np.inf)
         np.fill_diagonal(squared, 0.0)
         return np.asarray(squared)
@@ -65,68 +66,61 @@ class Distances:
 class Cook:
     """Applies one recipe to blocks of one number type, float32 or float64."""
 
-    def __init__(self, recipe: Recipe, dtype: npt.DTypeLike) -> None:
+    def __init__(self, recipe: Recipe, dtype: npt.DTypeLike, workspace: Workspace | None = None) -> None:
+        """One `workspace` may serve several that take turns."""
         self._dtype = np.dtype(dtype)
         self._trim = recipe.trim
-        self._columns = Columns()
-        self._mixer = None if recipe.weights is None else _Mixer(recipe.weights, self._dtype)
-        self._result = np.empty(0, self._dtype)
+        self._workspace = workspace or Workspace()
+        self._columns = Columns(self._workspace)
+        weights = recipe.weights
+        self._mixer = None if weights is None else _Mixer(weights, self._dtype, self._workspace)
 
     def apply(self, rows: Sequence[Floats]) -> Floats:
         """The result for these columns of all models, (columns,); good until the next call.
 
         Where the numbers are near the largest of their type it may be infinite.
         """
-        if len(self._result) != len(rows[0]):
-            self._result = np.empty(len(rows[0]), self._dtype)
         with np.errstate(over="ignore"):
             mixed = rows if self._mixer is None else self._mixer.mix(rows)
+            scale = 1.0 if self._mixer is None else self._mixer.scale
+            result = self._workspace.take("result", rows[0].shape, self._dtype)
             if self._trim is None:
-                return mixed[0]
-            self._columns.trimmed_mean(mixed, self._trim, self._result)
-        return self._result
+                np.multiply(mixed[0], scale, out=result)
+            else:
+                self._columns.trimmed_mean(mixed, self._trim, result, scale)
+        return result
 
 
 class _Mixer:
     """Weighted means of models: the distinct rows of a matrix of weights, each made once.
 
-    Neighbours often have the same neighbours. Equal weights on few models are added up, which needs no
-    copy of them; else it is a product of matrices.
+    Neighbours often have the same neighbours. Where all weights are equal and the models are few, they
+    are added up, which needs no copy of them; else it is a product of matrices.
     """
 
-    def __init__(self, weights: Matrix, dtype: np.dtype[Any]) -> None:
+    def __init__(self, weights: Matrix, dtype: np.dtype[Any], workspace: Workspace) -> None:
+        self._workspace = workspace
         distinct, place = np.unique(weights, axis=0, return_inverse=True)
         self._place: list[int] = place.reshape(-1).tolist()
         self._weights = torch.from_numpy(distinct.astype(dtype))
-        self._models = weights.shape[1]
-        chosen = [np.flatnonzero(row) for row in distinct]
-        equal = all(np.ptp(row[at]) == 0 for row, at in zip(distinct, chosen, strict=True))
-        few = sum(map(len, chosen)) <= MAX_ADDITIONS * self._models
-        self._sums = (
-            [(at.tolist(), float(row[at[0]])) for row, at in zip(distinct, chosen, strict=True)]
-            if equal and few
-            else None
-        )
-        self._block = np.empty((0, 0))
-        self._mixed = torch.empty(0, 0)
+        chosen = [np.flatnonzero(row).tolist() for row in distinct]
+        used = distinct[distinct != 0]
+        few = sum(map(len, chosen)) <= MAX_ADDITIONS * weights.shape[1]
+        self._chosen = chosen if few and np.ptp(used) == 0 else None
+        self.scale = 1.0 if self._chosen is None else float(used[0])
+        """By what the rows that `mix` gives are still to be multiplied."""
 
     def mix(self, rows: Sequence[Floats]) -> list[Floats]:
         """One array (columns,) for each row of weights; the same one for equal rows."""
-        columns = len(rows[0])
-        if self._mixed.shape[1] != columns:
-            self._mixed = torch.empty(len(self._weights), columns, dtype=self._weights.dtype)
-        means = list(self._mixed.numpy())
-        if self._sums is None:
-            self._multiply(rows, columns)
+        shape = (len(self._weights), len(rows[0]))
+        mixed = self._workspace.take("mixed", shape, rows[0].dtype)
+        if self._chosen is None:
+            block = self._workspace.take("block", (len(rows), len(rows[0])), rows[0].dtype)
+            for row, copy in zip(rows, block, strict=True):
+                np.copyto(copy, row)
+            torch.mm(self._weights, torch.from_numpy(block), out=torch.from_numpy(mixed))
         else:
-            for mean, (chosen, weight) in zip(means, self._sums, strict=True):
-                add_up([rows[index] for index in chosen], mean)
-                np.multiply(mean, weight, out=mean)
+            for total, chosen in zip(mixed, self._chosen, strict=True):
+                add_up([rows[index] for index in chosen], total)
+        means = list(mixed)
         return [means[place] for place in self._place]
-
-    def _multiply(self, rows: Sequence[Floats], columns: int) -> None:
-        if self._block.shape != (self._models, columns):
-            self._block = np.empty((self._models, columns), rows[0].dtype)
-        for row, copy in zip(rows, self._block, strict=True):
-            np.copyto(copy, row)
-        torch.mm(self._weights, torch.from_numpy(self._block), out=self._mixed)

@@ -66,14 +66,28 @@ def _odd_even_merge_sort(rows: int) -> Sequence[tuple[int, int]]:
     return pairs
 
 
-class Columns:
-    """Takes trimmed means of blocks; keeps the memory that they need from one block to the next."""
+class Workspace:
+    """Memory that is used again from block to block: what was just written is still in the cache."""
 
     def __init__(self) -> None:
-        self._memory: list[Floats] = []
+        self._arrays: dict[str, Floats] = {}
 
-    def trimmed_mean(self, rows: Sequence[Floats], trim: int, out: Floats) -> None:
-        """The mean of each column without its `trim` smallest and `trim` largest numbers.
+    def take(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Floats:
+        """An array that holds anything; the same memory whenever it is asked for alike."""
+        array = self._arrays.get(name)
+        if array is None or array.shape != shape or array.dtype != dtype:
+            array = self._arrays[name] = np.empty(shape, dtype)
+        return array
+
+
+class Columns:
+    """Takes trimmed means of blocks."""
+
+    def __init__(self, workspace: Workspace | None = None) -> None:
+        self._workspace = workspace or Workspace()
+
+    def trimmed_mean(self, rows: Sequence[Floats], trim: int, out: Floats, scale: float = 1.0) -> None:
+        """`scale` times the mean of each column without its `trim` smallest and `trim` largest numbers.
 
         `rows` are the models' numbers, each (columns,), without NaN; they are not changed, and the same
         array may stand for several of them. The means come into `out`, (columns,), which is none of
@@ -82,7 +96,7 @@ class Columns:
         """
         current = list(rows)
         owned = [False] * len(current)
-        spare = self._spare(len(out), out.dtype, len(current) + 1)
+        spare = list(self._workspace.take("spare", (len(current) + 1, len(out)), out.dtype))
         for comparator in selection(len(current), trim):
             low, high = current[comparator.low], current[comparator.high]
             if low is high:  # one array for both: whichever is the smaller
@@ -103,14 +117,8 @@ class Columns:
                     current[at] = row
         middle = current[trim : len(current) - trim]
         add_up(middle, out)
-        if len(middle) > 1:
-            np.multiply(out, 1 / len(middle), out=out)
-
-    def _spare(self, columns: int, dtype: npt.DTypeLike, count: int) -> list[Floats]:
-        fits = len(self._memory) >= count and self._memory[0].dtype == dtype
-        if not fits or len(self._memory[0]) < columns:
-            self._memory = [np.empty(columns, dtype) for _ in range(count)]
-        return [row[:columns] for row in self._memory]
+        if len(middle) > 1 or scale != 1.0:
+            np.multiply(out, scale / len(middle), out=out)
 
 
 def add_up(rows: Sequence[Floats], out: Floats) -> None:

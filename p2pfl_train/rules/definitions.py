@@ -64,6 +64,8 @@ class Definition:
     needs_distances: bool
     least_votes: Callable[[int], int]
     """The fewest votes with which it withstands so many liars."""
+    uses_byzantine: bool
+    """Whether its result depends on f."""
     breakdown: str
     """For people: how many liars it withstands."""
 
@@ -140,11 +142,11 @@ def centered_clipping(votes: Votes) -> Recipe:
     He, Jaggi, "Learning from History for Byzantine Robust Optimization", ICML 2021, algorithm 2, with
     the own model as the centre and τ from the distances to it, as in He, Karimireddy, Jaggi,
     "Byzantine-Robust Decentralized Learning via ClippedGossip", 2022. Without an own vote the centre is
-    the model nearest to all.
+    the model whose n - f nearest lie closest around it.
     """
     centre = votes.centre
     if centre is None:
-        centre = int(votes.known_distances.sum(axis=1).argmin())
+        centre = geometry.most_central(votes.known_distances, votes.byzantine)
     return _weighted(geometry.centred_clipping(votes.known_distances, votes.byzantine, centre))
 
 
@@ -165,13 +167,13 @@ def _any(byzantine: int) -> int:
 
 
 RULES: dict[str, Definition] = {
-    "mean": Definition(mean, False, _any, "none"),
-    "fedavg": Definition(fedavg, False, _any, "none"),
-    "median": Definition(median, False, _majority, "f < n/2"),
-    "trimmed_mean": Definition(trimmed_mean, False, _majority, "f < n/2"),
-    "krum": Definition(krum, True, _krum_least, "2f + 2 < n"),
-    "multi_krum": Definition(multi_krum, True, _krum_least, "2f + 2 < n"),
-    "geometric_median": Definition(geometric_median, True, _majority, "f < n/2"),
-    "centered_clipping": Definition(centered_clipping, True, _majority, "f < n/2"),
+    "mean": Definition(mean, False, _any, False, "none"),
+    "fedavg": Definition(fedavg, False, _any, False, "none"),
+    "median": Definition(median, False, _majority, False, "f < n/2"),
+    "trimmed_mean": Definition(trimmed_mean, False, _majority, True, "f < n/2"),
+    "krum": Definition(krum, True, _krum_least, True, "2f + 2 < n"),
+    "multi_krum": Definition(multi_krum, True, _krum_least, True, "2f + 2 < n"),
+    "geometric_median": Definition(geometric_median, True, _majority, False, "f < n/2"),
+    "centered_clipping": Definition(centered_clipping, True, _majority, True, "f < n/2"),
 }
 """By the name that a person types."""

@@ -19,6 +19,8 @@ round's; the own model is a worse one, and each costs nothing here."""
 MAX_WEISZFELD_STEPS = 1000
 WEISZFELD_TOLERANCE = 1e-13
 """Change of the weights at which the iteration has settled."""
+FAR = 1e6
+"""In units of the honest ones' own distances. Beyond it squares in float64 leave these no digits."""
 TIE = 1e-9
 """Relative; rounding must not decide between points that are equally good."""
 
@@ -77,12 +79,15 @@ def geometric_median(distances: Matrix) -> Matrix:
     Weiszfeld's iteration from the mean. A point that is itself the best is found before, by the
     condition of Vardi & Zhang, "The multivariate L1-median and associated data depth", PNAS 2000, since
     the iteration cannot leave such a point, nor reach it in finite time. Of several best points on a line
-    it is the first of the given ones.
+    it is the first of the given ones. What is `FAR` times farther away than a majority is wide has no
+    weight: it would have next to none, and takes the precision from all else.
     """
-    near = reachable(distances)
-    squared = distances[np.ix_(near, near)]
+    half = len(distances) // 2
+    radii = np.sort(distances, axis=1)[:, half]  # the own zero is the first
+    middle = int(radii.argmin())
     weights = np.zeros(len(distances))
-    weights[near] = _median_of_near(squared)
+    near = distances[middle] <= FAR**2 * radii[middle] if np.isfinite(radii[middle]) else reachable(distances)
+    weights[near] = _median_of_near(distances[np.ix_(near, near)])
     return weights
 
 
@@ -122,26 +127,33 @@ def distances_from(squared: Matrix, weights: Matrix) -> Matrix:
     return np.asarray(np.maximum(crossed - weights @ crossed / 2, 0.0))
 
 
+def most_central(distances: Matrix, byzantine: int) -> int:
+    """The point whose n - f nearest, itself among them, lie closest around it.
+
+    It is no farther from an honest one than the honest are from each other.
+    """
+    return int(np.sort(distances, axis=1)[:, len(distances) - byzantine - 1].argmin())
+
+
 def centred_clipping(distances: Matrix, byzantine: int, centre: int) -> Matrix:
     """Weights, shape (n,), after steps from the point `centre` to the mean of all, no pull longer than τ.
 
     τ is the distance from the centre to the farthest of its n - f nearest points: as far as a
-    majority of honest ones reaches.
+    majority of honest ones reaches. What is `FAR` times farther away counts as if it were not there.
     """
-    near = reachable(distances)
-    if not near[centre]:  # nobody is in its reach
-        return np.asarray(np.eye(len(distances))[centre])
+    count = len(distances)
+    radius = float(np.sqrt(np.sort(distances[centre])[count - byzantine - 1]))
+    complete = np.zeros(count)
+    if radius == 0 or not np.isfinite(radius):  # nothing pulls, or nobody is in its reach
+        complete[centre] = 1.0
+        return complete
+    near = distances[centre] <= (FAR * radius) ** 2
     squared = distances[np.ix_(near, near)]
-    count, outside = len(squared), len(distances) - len(squared)
-    place = int(near[:centre].sum())
-    rank = count - max(0, byzantine - outside) - 1
-    radius = float(np.sqrt(np.sort(squared[place])[rank]))
-    weights = np.zeros(count)
-    weights[place] = 1.0
+    weights = np.zeros(len(squared))
+    weights[int(near[:centre].sum())] = 1.0
     for _ in range(CLIPPING_STEPS):
         away = np.sqrt(distances_from(squared, weights))
-        pulls = radius / np.maximum(away, radius) / count if radius > 0 else (away == 0) / count
+        pulls = radius / np.maximum(away, radius) / len(squared)
         weights = (1 - pulls.sum()) * weights + pulls
-    complete = np.zeros(len(distances))
     complete[near] = weights
     return complete

@@ -39,6 +39,11 @@ class Rule:
         """False for an average of all: its breakdown point is 0, mixed or not."""
         return self.definition.least_votes(1) > 1
 
+    @property
+    def needs_byzantine(self) -> bool:
+        """Whether f enters the result, and not only the check of what it withstands."""
+        return self.mixes or self.definition.uses_byzantine
+
     def least_votes(self, byzantine: int) -> int:
         """The fewest models, the own one among them, with which the rule withstands so many liars."""
         return max(self.definition.least_votes(byzantine), 2 * byzantine + 1 if self.mixes else 1)

@@ -10,7 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("network", "transfer", "security", "collection", "averaging", "crowd", "simulator")
+BENCHMARKS = (
+    "network",
+    "transfer",
+    "security",
+    "collection",
+    "averaging",
+    "aggregation",
+    "crowd",
+    "simulator",
+)
 
 
 def main() -> None:

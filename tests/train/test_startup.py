@@ -13,6 +13,7 @@ from p2pfl_state.manifest import Previous, read_header
 from p2pfl_train import weights
 from p2pfl_train.config import (
     ExchangeOptions,
+    RunOptions,
 )
 from p2pfl_train.errors import NetworkDown
 from p2pfl_train.exchange import Exchange
@@ -42,7 +43,8 @@ def started(
     with daemon, Exchange(daemon.state, 1) as exchange:
         exchange.wait_for_boot()
         made = make_learner(daemon.state, build_task(source), None, QUICK)
-        origin = load_initial(made, exchange, record, deadline_s, lambda: False)
+        wanted = RunOptions(daemon.state.root, exchange=ExchangeOptions(deadline_s=deadline_s))
+        origin = load_initial(made, exchange, record, wanted, lambda: False)
     return made, origin, record
 
 
