@@ -9,7 +9,7 @@ PIP_OPTIONS ?=
 
 # A misspelt variable would be left out silently, and with it perhaps the key of a private network.
 KNOWN := PYTHON VENV PIP_OPTIONS PORT BOOT SHARD STATE DATA DATA_DIR MODEL TAGS ARGS NET_ARGS LISTEN NETWORK_KEY TRUST \
-	HOSTS OUT SECONDS MINUTES PEERS KILL FUZZ_SECONDS SHELL
+	HOSTS OUT SECONDS MINUTES PEERS KILL BOUND GRID SEEDS FUZZ_SECONDS SHELL
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $(v))),$(v)))
 UNKNOWN := $(filter-out $(KNOWN) MAKE%,$(GIVEN))
 $(if $(UNKNOWN),$(error no such variable here: $(UNKNOWN); make help lists them))
@@ -23,7 +23,7 @@ PEER = $(call option,data,DATA) $(call option,data-dir,DATA_DIR) $(call option,m
 	$(call option,args,ARGS) $(call option,net-args,NET_ARGS) $(call option,host,LISTEN) \
 	$(call option,network-key,NETWORK_KEY) $(call option,trust,TRUST)
 
-.PHONY: help setup proto check test test-slow test-lab fuzz run demo launch stop paper bench clean
+.PHONY: help setup proto check test test-slow test-lab fuzz run demo launch stop paper attack bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -94,6 +94,11 @@ TO_RIVALS = $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS
 $(RIVALS_STAMP): $(STAMP)
 	@flower=0; $(TO_RIVALS) $(FLOWER) 2>/dev/null || flower=1; \
 		if $(TO_RIVALS) $(BYZPY) 2>/dev/null && [ $$flower = 0 ]; then touch $@; fi
+
+attack: $(STAMP) ## your task under every kind of liar; fails when honest peers end below BOUND: [DATA= DATA_DIR= MODEL= BOUND=0.85 SEEDS=0,1 GRID=mnist OUT= ARGS=]
+	@$(SCRIPTS) attack $(call option,data,DATA) $(call option,data-dir,DATA_DIR) $(call option,model,MODEL) \
+		$(call option,bound,BOUND) $(call option,seeds,SEEDS) $(call option,grid,GRID) $(call option,out,OUT) \
+		$(call option,args,ARGS)
 
 bench: $(RIVALS_STAMP) ## the benchmarks: a table, and JSON in report/bench.json
 	@$(BIN)/python -m scripts.bench.run_all

@@ -9,7 +9,8 @@ they are.
   average of variances stays a variance (it leaves out the spread between the peers' means, which the
   next local steps put right).
 - Integer and boolean buffers, such as `num_batches_tracked`, keep the own value: a mean of counters
-  is the counter of nobody. A peer without samples of its own takes those of the heaviest model.
+  is the counter of nobody. A peer without samples of its own takes those of the heaviest model, or,
+  with a rule that withstands liars, the median of each.
 
 The own model is one vote, and an honest one; that of a peer without samples is none.
 """
@@ -138,7 +139,7 @@ def aggregate(
         flat = tensor.contiguous().view(-1)
         if not tensor.is_floating_point():
             if not votes_itself:
-                flat.copy_(heaviest.piece(name, 0, flat.numel()))
+                _take_counters(name, flat, sources if rule.withstands_liars else [_Source(heaviest)])
         elif recipe.trim is None and recipe.weights is not None:
             _add_up(name, flat, sources, recipe.weights[0].tolist())
         else:
@@ -198,6 +199,17 @@ def _blocks(name: str, flat: Tensor, sources: Sequence[_Source]) -> Iterator[tup
         pieces = [source.piece(name, flat, first, count).to(wide).numpy() for source in sources]
         for start in range(0, count, columns):
             yield [piece[start : start + columns] for piece in pieces], first + start
+        for source in sources:
+            source.forget()
+
+
+def _take_counters(name: str, flat: Tensor, sources: Sequence[_Source]) -> None:
+    """The median of each integer, the lower of two in the middle; of booleans what most say."""
+    step = max(1, min(PIECE_BYTES, MAPPED_BYTES // len(sources)) // flat.element_size())
+    for start in range(0, flat.numel(), step):
+        part = flat[start : start + step]
+        votes = torch.stack([source.piece(name, flat, start, part.numel()) for source in sources])
+        part.copy_(votes.to(torch.int64).median(dim=0).values)
         for source in sources:
             source.forget()
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from p2pfl_train.errors import UsageError
@@ -144,6 +144,19 @@ def _is_safe(network: Network, fan_out: int) -> bool:
 def expected_liars(peers: int, share: float) -> int:
     """How many of `peers`, the own one included, are taken for liars; at most all others."""
     return min(math.ceil(share * peers - 1e-9), peers - 1)
+
+
+def reckoned(network: Network, expected: float | None) -> Network:
+    """The network as the honest see it: `expected` is the share of liars, None the true one.
+
+    Raises `UsageError`.
+    """
+    if expected is not None:
+        if not (math.isfinite(expected) and 0 <= expected < 1):
+            raise UsageError(f"--expect-byzantine {expected} must be from 0 to below 1")
+        network = replace(network, byzantine=expected_liars(network.peers, expected))
+    network.check()
+    return network
 
 
 def refusal(network: Network, found: Plan) -> str:

@@ -1,6 +1,6 @@
 """`make attack`: your task, your rule, and liars of every kind; fails when honest peers end below a bound.
 
-Many peers in this process (`p2pfl-train simulate`), once for each cell of a grid. The report has mean and
+Many peers in one process (`p2pfl-train simulate`), once for each cell of a grid. The report has mean and
 worst accuracy of the honest, beside plain averaging under the same attacks.
 """
 
@@ -9,20 +9,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from p2pfl_state import atomic
 
 from p2pfl_net.usage import Parser
+from p2pfl_train import planner
 from p2pfl_train.errors import Unsafe
-from scripts import attack_report
+from scripts import attack_report, die_with_parent, pairs
 from scripts.attack_grids import GATE_ATTACKS, ROBUST, Cell, Grid, Size, gate, mnist
-from scripts.failures import WrongUsage
+from scripts.failures import CellFailed, WrongUsage
 from scripts.signals import EXIT_INTERRUPTED, StopSignals
 
+SIMULATE = (sys.executable, "-m", "p2pfl_train", "simulate")
+RESULT = "simulation.json"
+LOG = "output.log"
+MAX_JOBS = 256
 EPILOG = """exit codes: 0 all bounds are kept; 2 wrong usage; 6 the data; 7 the model; 9 a bound is not kept,
 or a plan is not safe; 130 Ctrl-C, and what is done is kept for --resume"""
 
@@ -45,9 +53,11 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     add("--seeds", default="0", help="separated by commas (0)")
     add("--lr", type=float, default=0.1, help="learning rate (0.1)")
     add("--batch-size", type=int, default=25, help="examples a step (25)")
-    add("--threads", type=int, default=os.cpu_count() or 1, help="threads (all processors)")
+    add("--jobs", type=int, default=os.cpu_count() or 1, help="cells at a time (one a processor)")
+    add("--threads", type=int, default=1, help="threads of each (1)")
     add("--resume", action="store_true", help="keep the cells that an interrupted run has finished")
     add("--only", default="", metavar="TEXT", help="run only cells with this in their names")
+    add("--args", default="", help="more of these options, in one text")
     add("--out", type=Path, metavar="DIR", help="folder of the report (report/attack-GRID)")
     return parser
 
@@ -70,28 +80,22 @@ def grid_of(options: argparse.Namespace) -> Grid:
 
 def main(program: str, arguments: Sequence[str], signals: StopSignals) -> int:
     """Raises `ScriptFailed`, `TrainError`, `StateError`."""
-    options = build_parser(program).parse_args(arguments)
+    options = _options(build_parser(program), arguments)
     grid = grid_of(options)
-    cells = [cell for cell in grid.cells if options.only in cell.name]
     out: Path = options.out or Path("report") / f"attack-{options.grid}"
-    done: dict[str, dict[str, Any]] = {}
-    for place, cell in enumerate(cells, start=1):
-        path = out / "cells" / f"{cell.name}.json"
-        if options.resume and path.exists():
-            done[cell.name] = json.loads(path.read_text())
-            continue
-        figures = _run(cell, options, signals)
-        if figures is None:
-            print("interrupted: no report; --resume goes on from here", flush=True)
-            return EXIT_INTERRUPTED
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_json(path, figures)
-        done[cell.name] = figures
-        print(
-            f"{place}/{len(cells)} {cell.name}: mean {figures['mean']:.4f}, worst {figures['worst']:.4f}, "
-            f"{figures['seconds']:.0f} s",
-            flush=True,
-        )
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise atomic.unusable(out, error) from error
+    wanted = [cell for cell in grid.cells if options.only in cell.name]
+    if not options.resume:
+        for cell in wanted:
+            (out / "cells" / cell.name / RESULT).unlink(missing_ok=True)
+    waiting = [_Run(cell, out / "cells" / cell.name, options) for cell in wanted]
+    if not _run_all(waiting, options.jobs, lambda: signals.asked):
+        print("interrupted: no report; --resume goes on from here", flush=True)
+        return EXIT_INTERRUPTED
+    done = {run.cell.name: run.result() for run in waiting}
     broken = attack_report.write(out, grid, done, options.data, options.model)
     print(f"report: {out / 'report.md'}, {out / 'report.json'}", flush=True)
     if broken:
@@ -99,45 +103,120 @@ def main(program: str, arguments: Sequence[str], signals: StopSignals) -> int:
     return 0
 
 
-def _run(cell: Cell, options: argparse.Namespace, signals: StopSignals) -> dict[str, Any] | None:
-    """The figures of a cell; None when it was interrupted."""
-    from p2pfl_train.config import EvaluationOptions, OptimiserOptions, TrainingOptions
-    from p2pfl_train.planner import Network, plan, refusal, smallest_safe
-    from p2pfl_train.redteam.attacks import parse_attack
-    from p2pfl_train.redteam.crew import Crew
-    from p2pfl_train.redteam.options import Setting, defend, reckoned
-    from p2pfl_train.redteam.results import figures
-    from p2pfl_train.redteam.simulation import members, simulate
-    from p2pfl_train.rules.rule import parse_rule
-    from p2pfl_train.tasks import TaskOptions
+def _options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """What was typed, and after it what stands in --args. Raises `WrongUsage`."""
+    given = parser.parse_args(arguments)
+    try:
+        more = shlex.split(given.args)
+    except ValueError as error:
+        raise WrongUsage(f"ARGS={given.args!r}: {error}".lower()) from None
+    options = parser.parse_args([*arguments, *more])
+    if not 1 <= options.jobs <= MAX_JOBS:
+        raise WrongUsage(f"--jobs {options.jobs} must be from 1 to {MAX_JOBS}")
+    return options
 
-    network = Network(cell.peers, cell.byzantine, cell.rounds)
-    fan_out = cell.fan_out
-    if fan_out is None:
-        expected = reckoned(network, cell.expected)
-        safe = smallest_safe(expected)
-        if safe is None:
-            raise Unsafe(refusal(expected, plan(expected, cell.peers - 1)))
-        fan_out = safe.fan_out
-    setting = Setting(
-        peers=cell.peers,
-        byzantine=cell.byzantine,
-        attack=parse_attack(cell.attack),
-        defence=defend(parse_rule(cell.aggregate), network, fan_out, cell.expected),
-        task=TaskOptions(
-            data=options.data,
-            data_dir=options.data_dir,
-            model=options.model,
-            partition=cell.partition,
-            labels_per_peer=cell.labels_per_peer,
-            seed=cell.seed,
-        ),
-        training=TrainingOptions(1, None, options.batch_size, OptimiserOptions("sgd", options.lr)),
-        rounds=cell.rounds,
-        seed=cell.seed,
-        evaluation=EvaluationOptions(max(1, cell.rounds // 10)),
-        threads=options.threads,
-    )
-    setting.check()
-    outcome = simulate(setting, Crew(setting, members(setting)), stop=lambda: signals.asked)
-    return None if signals.asked else {**figures(outcome), "cell": asdict(cell)}
+
+class _Run:
+    """One cell in a process of its own, `p2pfl-train simulate`, as a person would type it."""
+
+    def __init__(self, cell: Cell, folder: Path, options: argparse.Namespace) -> None:
+        """Raises `Unsafe` when no fan-out is safe."""
+        self.cell = cell
+        self._folder = folder
+        self._command = [*SIMULATE, *_typed(cell, options), "--out", str(folder)]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def done(self) -> bool:
+        return (self._folder / RESULT).exists()
+
+    def result(self) -> dict[str, Any]:
+        figures: dict[str, Any] = json.loads((self._folder / RESULT).read_text())
+        return figures
+
+    def start(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with open(self._folder / LOG, "wb") as log:
+            # A process group of its own keeps the terminal's Ctrl-C away.
+            self._process = subprocess.Popen(
+                die_with_parent.command(self._command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+
+    def ended(self) -> bool:
+        """Raises `ScriptFailed` when it ended without a result."""
+        assert self._process is not None
+        code = self._process.poll()
+        if code is not None and (code != 0 or not self.done):
+            lines = (self._folder / LOG).read_text(errors="replace").splitlines() or ["it said nothing"]
+            raise CellFailed(f"{self.cell.name}: {lines[-1]}", code if code > 0 else 1)
+        return code is not None
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def _run_all(runs: Sequence[_Run], jobs: int, asked: Callable[[], bool]) -> bool:
+    """Runs what is not done, `jobs` at a time; False when it was interrupted. Nothing runs after it."""
+    waiting = [run for run in runs if not run.done]
+    running: list[_Run] = []
+    count = len(runs) - len(waiting)
+    try:
+        while (waiting or running) and not asked():
+            while waiting and len(running) < jobs:
+                running.append(waiting.pop(0))
+                running[-1].start()
+            time.sleep(pairs.LOOK_S)
+            for run in [run for run in running if run.ended()]:
+                running.remove(run)
+                count += 1
+                found = run.result()
+                print(
+                    f"{count}/{len(runs)} {run.cell.name}: mean {found['mean']:.4f}, worst "
+                    f"{found['worst']:.4f}, {found['seconds']:.0f} s",
+                    flush=True,
+                )
+    finally:
+        for run in running:
+            run.kill()
+    return not asked()
+
+
+def _typed(cell: Cell, options: argparse.Namespace) -> list[str]:
+    """The options of the command. Raises `Unsafe`, `UsageError`."""
+    typed = {
+        "peers": cell.peers,
+        "byzantine": cell.byzantine,
+        "attack": cell.attack,
+        "aggregate": cell.aggregate,
+        "fan-out": _fan_out(cell),
+        "expect-byzantine": cell.expected,
+        "rounds": cell.rounds,
+        "data": options.data,
+        "data-dir": options.data_dir,
+        "model": options.model,
+        "partition": cell.partition,
+        "labels-per-peer": cell.labels_per_peer,
+        "seed": cell.seed,
+        "batch-size": options.batch_size,
+        "lr": options.lr,
+        "evaluate-every": max(1, cell.rounds // 10),
+        "threads": options.threads,
+    }
+    return [f"--{name}={value}" for name, value in typed.items() if value is not None]
+
+
+def _fan_out(cell: Cell) -> int:
+    if cell.fan_out is not None:
+        return cell.fan_out
+    network = planner.Network(cell.peers, cell.byzantine, cell.rounds)
+    network = planner.reckoned(network, cell.expected)
+    safe = planner.smallest_safe(network)
+    if safe is None:
+        raise Unsafe(planner.refusal(network, planner.plan(network, cell.peers - 1)))
+    return safe.fan_out

@@ -3,6 +3,7 @@
     ScriptFailed        1   one line: what is wrong and what to do
     ├── WrongUsage      2   an option, or options that do not go together
     ├── FolderInUse     3   the folder of an experiment cannot be used
+    ├── CellFailed          a simulation of `make attack` ended without a result: its own exit code
     └── PairFailed  1x 2x   a process of a pair ended that should not have
 
 The errors of the packages (`NetError`, `TrainError`, `StateError`) keep their exit codes.
@@ -30,6 +31,14 @@ class FolderInUse(ScriptFailed):
     """Something runs in the folder, or it holds what is not ours to delete."""
 
     exit_code = EXIT_STATE
+
+
+class CellFailed(ScriptFailed):
+    """A simulation failed; the text is what it said."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
 
 
 class PairFailed(ScriptFailed):

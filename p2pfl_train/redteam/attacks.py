@@ -19,9 +19,9 @@ from torch import Tensor
 
 from p2pfl_train.errors import UsageError
 
-SEARCHED = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
-"""Factors that are tried, in units of the honest models' spread: a rule lets through what is about as
-far from the mean as the honest are."""
+SEARCHED = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 100.0)
+"""Factors that are tried, in units of the honest models' spread: a robust rule lets through what is about
+as far from the mean as the honest are, an average anything."""
 OLD_ROUNDS = 10
 """Age of what a free-rider returns, unless it is given."""
 NOISE = 0.1
@@ -89,12 +89,12 @@ def alie(crowd: Crowd) -> Tensor:
 
 
 def sign_flip(crowd: Crowd, factor: float) -> Tensor:
-    """What was learned with its sign turned, times the factor, from where the honest were a round ago.
+    """The mean model with its sign turned, times the factor.
 
     Li et al., "RSA: Byzantine-Robust Stochastic Aggregation Methods for Distributed Learning from
-    Heterogeneous Datasets", AAAI 2019.
+    Heterogeneous Datasets", AAAI 2019, where peers send models.
     """
-    return torch.sub(crowd.mean, crowd.progress, alpha=1 + factor)
+    return crowd.mean * -factor
 
 
 def dissensus(receiver: Tensor, honest: Sequence[Tensor], liars: int, factor: float) -> Tensor:
@@ -126,8 +126,8 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "none": Kind("liars train and tell the truth", takes_factor=False, trains=True),
-    "sign-flip": Kind("back by as much as the honest have learned", factor=1.0),
-    "foe": Kind("fall of empires: back by more or less", searches=foe),
+    "sign-flip": Kind("the honest mean with its sign turned", factor=1.0),
+    "foe": Kind("fall of empires: back from what the honest have learned", searches=foe),
     "shrink": Kind("the honest mean, nearer to zero", searches=shrink),
     "alie": Kind("a little is enough: some deviations off in every coordinate", searches=alie),
     "label-flip": Kind(

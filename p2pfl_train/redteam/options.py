@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from p2pfl_train import planner
 from p2pfl_train.config import EvaluationOptions, TrainingOptions, check_threads
@@ -77,27 +76,14 @@ class Setting:
         return random.Random(f"{self.seed}/draw/{number}/{receiver}").sample(others, self.defence.fan_out)
 
 
-def reckoned(network: planner.Network, expected: float | None) -> planner.Network:
-    """The network as the honest see it: `expected` is the share of liars, None the true one.
-
-    Raises `UsageError`.
-    """
-    if expected is not None:
-        if not (math.isfinite(expected) and 0 <= expected < 1):
-            raise UsageError(f"--expect-byzantine {expected} must be from 0 to below 1")
-        network = replace(network, byzantine=planner.expected_liars(network.peers, expected))
-    network.check()
-    return network
-
-
 def defend(rule: Rule, network: planner.Network, fan_out: int, expected: float | None) -> Defence:
     """The rule with the f that the plan gives. Raises `Unsafe` when liars may be a majority of a draw.
 
-    `expected` as in `reckoned`. A rule that withstands nobody needs no plan.
+    `expected` as in `planner.reckoned`. A rule that withstands nobody needs no plan.
     """
     if not 1 <= fan_out < network.peers:
         raise UsageError(f"--fan-out {fan_out} must be from 1 to the other peers, {network.peers - 1}")
-    network = reckoned(network, expected)
+    network = planner.reckoned(network, expected)
     if not rule.withstands_liars:
         return Defence(rule, fan_out, 0)
     found = planner.plan(network, fan_out)

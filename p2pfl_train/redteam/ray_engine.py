@@ -6,6 +6,7 @@ peer alone, so the number of workers changes nothing but the rounding of sums.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,9 @@ class RayEngine:
         `address`: as for `ray.init`; None: a local one with as many processors as workers.
         """
         try:
-            import ray
+            ray: Any = importlib.import_module(
+                "ray"
+            )  # an extra: with or without its types, they do not count
         except ImportError:
             raise UsageError(NO_RAY) from None
         self._ray = ray

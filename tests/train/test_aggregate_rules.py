@@ -21,7 +21,7 @@ from p2pfl_train.aggregate import Contribution, aggregate, shares
 from p2pfl_train.errors import TooFewModels
 from p2pfl_train.rules import blocks
 from p2pfl_train.rules.definitions import RULES
-from p2pfl_train.rules.rule import Rule
+from p2pfl_train.rules.rule import ROBUST, Rule
 from p2pfl_train.weights import TensorFile
 from tests.processes import ROOT
 from tests.train import naive_rules as naive
@@ -39,6 +39,12 @@ ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-6, torch.float16: 1e-3, torch
 """Relative to the largest number: of the computation, or of the type where that is narrower."""
 CLEAR = 1e-4
 """Relative difference of squared distances that rounding in float32 does not bridge."""
+
+
+def lower_median(models: Sequence[dict[str, Tensor]], name: str) -> Tensor:
+    """Of each whole number; of two in the middle the smaller."""
+    votes = np.stack([model[name].numpy() for model in models])
+    return torch.from_numpy(np.asarray(np.sort(votes, axis=0)[(len(models) - 1) // 2]))
 
 
 def numbers(model: Model) -> Doubles:
@@ -161,7 +167,8 @@ def test_every_rule_is_its_definition_over_all_tensors(
             aggregate(result, own_samples, contributions, rule, byzantine)
         for name, tensor in result.items():
             if not tensor.is_floating_point():
-                assert torch.equal(tensor, own[name] if votes_itself else heaviest[name])
+                counters = heaviest[name] if not rule.withstands_liars else lower_median(others, name)
+                assert torch.equal(tensor, own[name] if votes_itself else counters)
         centre = 0 if votes_itself else None
         if points.size:
             found = numbers(result)
@@ -388,3 +395,20 @@ print((peak_kb() - before) // 1024)
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert int(done.stdout) < 64, "MiB more than before, for files of 256: only pieces of them are mapped"
+
+
+@pytest.mark.parametrize("rule", [Rule("median"), ROBUST], ids=str)
+def test_counters_of_a_peer_without_samples_are_not_a_liars_to_choose(tmp_path: Path, rule: Rule) -> None:
+    """A permutation, a mask: buffers of whole numbers can spoil a model as well."""
+    honest = {"w": torch.ones(3), "order": torch.tensor([2, 0, 1]), "mask": torch.tensor([True, False])}
+    lie = {"w": torch.ones(3), "order": torch.tensor([0, 0, 2**60]), "mask": torch.tensor([False, True])}
+    contributions = []
+    for index, model in enumerate([lie, honest, honest, honest]):
+        write(tmp_path / str(index), model)
+        contributions.append(
+            Contribution(TensorFile.open(tmp_path / str(index)), 10**6 if model is lie else 1)
+        )
+    own = {name: torch.zeros_like(tensor) for name, tensor in honest.items()}
+    aggregate(own, 0, contributions, rule, 1)
+    for name, tensor in own.items():
+        assert torch.equal(tensor, honest[name]), name
