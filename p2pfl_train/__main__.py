@@ -6,8 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -27,6 +26,7 @@ from p2pfl_train.config import (
     StopOptions,
     TrainingOptions,
     check_threads,
+    optimiser_name,
     parse_every,
 )
 from p2pfl_train.errors import TrainError, UsageError
@@ -34,7 +34,7 @@ from p2pfl_train.paths import expanded
 from p2pfl_train.planner import DEFAULT_RISK, DEFAULT_ROUNDS
 from p2pfl_train.redteam import command as redteam
 from p2pfl_train.rules.rule import parse_rule
-from p2pfl_train.signals import StopSignals
+from p2pfl_train.signals import stop_signals
 
 if TYPE_CHECKING:
     from p2pfl_train.tasks import TaskOptions
@@ -44,12 +44,12 @@ T = TypeVar("T")
 PROGRAM = "p2pfl-train"
 LOG_WIDTH = 160
 EXIT_STATE = 3
-EXIT_INTERRUPTED = 130
 
 EPILOG = (
     "Exit codes: 0 done, also after SIGTERM or Ctrl-C; 2 wrong usage; 3 the state directory cannot be "
     "used; 4 no daemon, or no task from the network; 6 the data; 7 the model; 8 the weights; 9 liars may "
-    "win: a plan that is not safe, an accuracy below its bound; 130 stopped at once by a second Ctrl-C."
+    "win: a plan that is not safe, an accuracy below its bound; 130 stopped at once by a second "
+    "Ctrl-C, a simulation by the first."
 )
 
 app = typer.Typer(
@@ -109,9 +109,7 @@ def run(
     if local_steps is not None and local_epochs is not None:
         raise UsageError("--local-steps and --local-epochs do not go together: give one")
     steps = TrainingOptions.local_steps if local_steps is None else local_steps
-    if optimizer not in ("sgd", "adam"):
-        raise UsageError(f"--optimizer {optimizer[:40]!r} must be sgd or adam")
-    optimiser = OptimiserOptions("adam" if optimizer == "adam" else "sgd", lr, momentum)
+    optimiser = OptimiserOptions(optimiser_name(optimizer), lr, momentum)
     run_options = RunOptions(
         state=state,
         training=TrainingOptions(steps, local_epochs, batch_size, optimiser, f"{seed}/{shard or ''}"),
@@ -142,7 +140,7 @@ def run(
     texts = {"classes": classes, "image_size": image_size, "channels": channels, "mean": mean, "std": std}
     accepted = _accepted(accept_arch)
     _set_nice(nice)
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         task_options = _task_options(wanted, model_arg or [], texts)
         from p2pfl_train import loop
         from p2pfl_train.startup import TaskSource
@@ -186,16 +184,6 @@ def _set_nice(nice: int) -> None:
             os.nice(nice)
         except OSError as error:
             raise UsageError(f"--nice {nice}: {error.strerror}; only root may lower it") from None
-
-
-@contextmanager
-def _stop_signals() -> Iterator[StopSignals]:
-    """Entered before torch is imported: that takes seconds, in which a signal must end us cleanly."""
-    try:
-        with StopSignals() as stop:
-            yield stop
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 def _console() -> Console:

@@ -24,6 +24,15 @@ MAX_THREADS = 1024
 MAX_COUNT = 2**31 - 1
 
 
+def optimiser_name(text: str) -> OptimiserName:
+    """The name in `--optimizer`. Raises `UsageError`."""
+    match text:
+        case "sgd" | "adam":
+            return text
+        case _:
+            raise UsageError(f"--optimizer {text[:40]!r} must be sgd or adam")
+
+
 @dataclass(frozen=True)
 class OptimiserOptions:
     """How a step is taken."""
@@ -46,6 +55,15 @@ class TrainingOptions:
     optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
     sampling_seed: str = "0"
     """What the order of the batches depends on; different for every shard."""
+
+    def check(self) -> None:
+        """Raises `UsageError` for a number that makes no sense."""
+        _at_least("--local-steps", self.local_steps, 1)
+        _above("--local-epochs", self.local_epochs)
+        _at_least("--batch-size", self.batch_size, 1)
+        _above("--lr", self.optimiser.learning_rate)
+        if not 0 <= self.optimiser.momentum < 1:
+            raise UsageError(f"--momentum {self.optimiser.momentum} must be from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -135,6 +153,11 @@ class EvaluationOptions:
     final: bool | None = None
     """Measure on all evaluation data at the end. None: also after a signal only if it takes moments."""
 
+    def check(self) -> None:
+        """Raises `UsageError` for a number that makes no sense."""
+        _at_least("--evaluate-every", self.every_cycles, 1)
+        _at_least("--evaluate-examples", self.examples, 1)
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -150,13 +173,8 @@ class RunOptions:
 
     def check(self) -> None:
         """Raises `UsageError` for a number that makes no sense."""
-        training, exchange, stop = self.training, self.exchange, self.stop
-        _at_least("--local-steps", training.local_steps, 1)
-        _above("--local-epochs", training.local_epochs)
-        _at_least("--batch-size", training.batch_size, 1)
-        _above("--lr", training.optimiser.learning_rate)
-        if not 0 <= training.optimiser.momentum < 1:
-            raise UsageError(f"--momentum {training.optimiser.momentum} must be from 0 to below 1")
+        exchange, stop = self.exchange, self.stop
+        self.training.check()
         if not 1 <= exchange.fan_out <= MAX_FAN_OUT:
             raise UsageError(f"--fan-out {exchange.fan_out} must be from 1 to {MAX_FAN_OUT}")
         if not 0.01 <= exchange.deadline_s <= 86400:
@@ -167,8 +185,7 @@ class RunOptions:
         _above("--minutes", stop.minutes)
         if stop.target_accuracy is not None and not 0 < stop.target_accuracy <= 1:
             raise UsageError(f"--target-accuracy {stop.target_accuracy} must be above 0, at most 1")
-        _at_least("--evaluate-every", self.evaluation.every_cycles, 1)
-        _at_least("--evaluate-examples", self.evaluation.examples, 1)
+        self.evaluation.check()
         check_threads(self.threads)
 
 

@@ -204,7 +204,7 @@ class Learner:
     def recover(self) -> None:
         """Goes back to the published weights after the current ones became useless, without momentum.
 
-        Without a publication yet: to those that it began with.
+        Without a publication yet: to those of the one peer that it began with, or to the task's seed.
         """
         self.parents.clear()
         if self.published is not None:

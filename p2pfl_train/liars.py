@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 from p2pfl_train import planner
+from p2pfl_train.aggregate import Contribution
 from p2pfl_train.config import AggregationOptions
 from p2pfl_train.errors import TooFewModels
+from p2pfl_train.learner import Learner
 
 
 def byzantine_of(options: AggregationOptions, others: int, fan_out: int) -> int:
@@ -23,3 +28,50 @@ def byzantine_of(options: AggregationOptions, others: int, fan_out: int) -> int:
     if not found.safe:
         raise TooFewModels(planner.refusal(network, found))
     return found.effective
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """What became of the models of one round."""
+
+    byzantine: int | None
+    """f; None where no plan is safe."""
+    models: int = 0
+    """How many were used."""
+    too_few: int = 0
+    """How many were left out, since they cannot outvote that many liars."""
+
+
+class Jury:
+    """Aggregates round after round, and says when it changes its mind about how many lie."""
+
+    def __init__(self, options: AggregationOptions, fan_out: int, say: Callable[[str], None]) -> None:
+        self._options = options
+        self._fan_out = fan_out
+        self._say = say
+        self._told: object = None
+
+    def aggregate(self, learner: Learner, models: Sequence[Contribution], others: int) -> Aggregated:
+        """Makes one model of these, drawn from `others`, and the own one, unless they are too few."""
+        others = max(others, len(models))
+        byzantine = None
+        try:
+            byzantine = byzantine_of(self._options, others, self._fan_out)
+            learner.average(models, self._options.rule, byzantine)
+        except TooFewModels as error:
+            self._tell((byzantine, False), f"not averaged: {error}")
+            return Aggregated(byzantine, too_few=len(models))
+        if self._options.expected:
+            self._tell(
+                (byzantine, True),
+                f"{byzantine} models of a round are taken for liars', of {others + 1} peers",
+            )
+        else:
+            self._told = None
+        return Aggregated(byzantine, models=len(models))
+
+    def _tell(self, verdict: object, text: str) -> None:
+        """Once, until the verdict is another: the number of peers may change with every round."""
+        if verdict != self._told:
+            self._say(text)
+        self._told = verdict

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -21,14 +21,14 @@ from p2pfl_state.lock import ProcessLock
 from rich.console import Console
 
 from p2pfl_train import checkpoint
-from p2pfl_train.aggregate import Contribution, check_models
+from p2pfl_train.aggregate import check_models
 from p2pfl_train.batches import fixed_part, size_of
 from p2pfl_train.config import RunOptions
-from p2pfl_train.errors import TooFewModels, WeightsRefused
+from p2pfl_train.errors import WeightsRefused
 from p2pfl_train.evaluate import Evaluation, Schedule, evaluate
 from p2pfl_train.exchange import LATE_S, Exchange, Outcome, Wish, next_round, peers_that_differ
 from p2pfl_train.learner import Learner
-from p2pfl_train.liars import byzantine_of
+from p2pfl_train.liars import Jury
 from p2pfl_train.pace import Lead, Pace
 from p2pfl_train.report import CycleRecord, Report
 from p2pfl_train.startup import TaskSource, data_record, load_initial, make_learner, receive_task
@@ -123,7 +123,7 @@ class Loop:
         self._lead = Lead()
         self._reached_target = False
         self._told_of_others = False
-        self._told_too_few = ""
+        self._jury = Jury(options.aggregation, options.exchange.fan_out, report.say)
         self._example_s: float | None = None
         self._waited_s = exchange.waited_s
 
@@ -262,25 +262,12 @@ class Loop:
             self._lead.round_took(outcome.seconds)
         for refusal in outcome.checked.refusals:
             self._report.say(f"refused a model of peer {refusal.peer_id[:16]}: {refusal.reason}")
-        if wanted and outcome.answer is not None and outcome.checked.contributions:
-            self._aggregate(record, outcome.checked.contributions, outcome.answer.candidates)
-
-    def _aggregate(self, record: CycleRecord, models: Sequence[Contribution], others: int) -> None:
-        """Makes one model of these, drawn from `others`, and the own one; leaves out what is too few."""
-        wanted = self._options.aggregation
-        try:
-            record.byzantine = byzantine_of(wanted, max(others, len(models)), self._options.exchange.fan_out)
+        models = outcome.checked.contributions
+        if wanted and models and outcome.answer is not None:
             with record.timed("averaging"):
-                self._learner.average(models, wanted.rule, record.byzantine)
-        except TooFewModels as error:
-            record.too_few += len(models)
-            if str(error) != self._told_too_few:  # once, until it is another reason
-                self._report.say(f"not averaged: {error}")
-            self._told_too_few = str(error)
-            return
-        self._told_too_few = ""
-        self._has_averaged = True
-        record.models += len(models)
+                told = self._jury.aggregate(self._learner, models, outcome.answer.candidates)
+            record.note_aggregated(told)
+            self._has_averaged |= told.models > 0
 
     def _tell_of_other_tasks(self, outcome: Outcome) -> None:
         """Once: peers are here, and none of them can be averaged with."""

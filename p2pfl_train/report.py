@@ -21,6 +21,7 @@ from rich.table import Table
 
 from p2pfl_train.evaluate import Evaluation
 from p2pfl_train.exchange import Outcome
+from p2pfl_train.liars import Aggregated
 
 Part = Literal["starting", "training", "waiting", "averaging", "publishing", "evaluating"]
 """What the time of a cycle goes to. Starting is what a life waits for its daemon, its task and its first
@@ -90,6 +91,11 @@ class CycleRecord:
             self.answered += 1
             self.peers = self.network_peers = outcome.answer.peers
             self.collection_s = outcome.answer.seconds
+
+    def note_aggregated(self, told: Aggregated) -> None:
+        self.byzantine = told.byzantine
+        self.models += told.models
+        self.too_few += told.too_few
 
     def note_trained(self, measured: Evaluation) -> None:
         self.accuracy_trained, self.dev_loss_trained = measured.accuracy, measured.loss

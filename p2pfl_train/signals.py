@@ -5,19 +5,26 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import typer
+
+EXIT_INTERRUPTED = 130
+
 
 class StopSignals:
-    """While entered, SIGTERM or SIGINT ends the process with exit code 0, until `training_begins`.
+    """While entered, SIGTERM or SIGINT ends the process with exit code `early`, until `training_begins`.
 
     From then on it makes the object true when called, and a second SIGINT raises `KeyboardInterrupt`
     where it strikes. The handler takes no lock: it could wait there for the very thread that it
     interrupted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, early: int = 0) -> None:
+        self._early = early
         self._training = False
         self._requested = False
         self._before: dict[signal.Signals, Any] = {}
@@ -33,7 +40,7 @@ class StopSignals:
         if not self._training:
             # Not by an exception: what is interrupted here (imports, the user's code, a download) may
             # swallow it. A process that ends at any point leaves a sound directory, see CONTRACT.md.
-            os._exit(0)
+            os._exit(self._early)
         if self._requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._requested = True
@@ -48,3 +55,13 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stop_signals(early: int = 0) -> Iterator[StopSignals]:
+    """Entered before torch is imported: that takes seconds, in which a signal must end us cleanly."""
+    try:
+        with StopSignals(early) as stop:
+            yield stop
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None

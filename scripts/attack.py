@@ -29,8 +29,12 @@ from scripts.signals import EXIT_INTERRUPTED, StopSignals
 
 SIMULATE = (sys.executable, "-m", "p2pfl_train", "simulate")
 RESULT = "simulation.json"
+TYPED = "options.json"
 LOG = "output.log"
 MAX_JOBS = 256
+MEASUREMENTS = 5
+"""In the course of each cell, on so many examples; what counts is the last one, on all."""
+EXAMPLES = 500
 EPILOG = """exit codes: 0 all bounds are kept; 2 wrong usage; 6 the data; 7 the model; 9 a bound is not kept,
 or a plan is not safe; 130 Ctrl-C, and what is done is kept for --resume"""
 
@@ -63,7 +67,9 @@ def build_parser(program: str) -> argparse.ArgumentParser:
 
 
 def grid_of(options: argparse.Namespace) -> Grid:
-    """Raises `WrongUsage`."""
+    """Raises `WrongUsage`, `UsageError`."""
+    from p2pfl_train.redteam.attacks import parse_attack  # loads torch
+
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError:
@@ -72,6 +78,8 @@ def grid_of(options: argparse.Namespace) -> Grid:
         raise WrongUsage(f"BOUND={options.bound} must be from 0 to 1")
     if options.grid == "mnist":
         return mnist(seeds)
+    for attack in options.attacks.split(","):
+        parse_attack(attack)
     size = Size(options.peers, options.byzantine, options.fan_out, options.rounds, options.partition)
     if size.peers < 2 or not 0 < size.byzantine < size.peers:
         raise WrongUsage("--byzantine must be from 1 to below --peers")
@@ -82,16 +90,18 @@ def main(program: str, arguments: Sequence[str], signals: StopSignals) -> int:
     """Raises `ScriptFailed`, `TrainError`, `StateError`."""
     options = _options(build_parser(program), arguments)
     grid = grid_of(options)
+    wanted = [cell for cell in grid.cells if options.only in cell.name]
+    if not wanted:
+        raise WrongUsage(f"--only {options.only}: no cell has this in its name")
     out: Path = options.out or Path("report") / f"attack-{options.grid}"
+    waiting = [_Run(cell, out / "cells" / cell.name, options) for cell in wanted]
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise atomic.unusable(out, error) from error
-    wanted = [cell for cell in grid.cells if options.only in cell.name]
     if not options.resume:
-        for cell in wanted:
-            (out / "cells" / cell.name / RESULT).unlink(missing_ok=True)
-    waiting = [_Run(cell, out / "cells" / cell.name, options) for cell in wanted]
+        for run in waiting:
+            run.forget()
     if not _run_all(waiting, options.jobs, lambda: signals.asked):
         print("interrupted: no report; --resume goes on from here", flush=True)
         return EXIT_INTERRUPTED
@@ -123,23 +133,34 @@ class _Run:
         """Raises `Unsafe` when no fan-out is safe."""
         self.cell = cell
         self._folder = folder
-        self._command = [*SIMULATE, *_typed(cell, options), "--out", str(folder)]
+        self._typed = _typed(cell, options)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def done(self) -> bool:
-        return (self._folder / RESULT).exists()
+        """Whether a run with the same options has come to its end."""
+        try:
+            same = json.loads((self._folder / TYPED).read_text())["options"] == self._typed
+            return same and bool(self.result()["rounds"][-1]["final"])
+        except (OSError, ValueError, LookupError):
+            return False
+
+    def forget(self) -> None:
+        (self._folder / RESULT).unlink(missing_ok=True)
 
     def result(self) -> dict[str, Any]:
         figures: dict[str, Any] = json.loads((self._folder / RESULT).read_text())
         return figures
 
     def start(self) -> None:
+        self.forget()
         self._folder.mkdir(parents=True, exist_ok=True)
+        atomic.write_json(self._folder / TYPED, {"options": self._typed})
+        command = [*SIMULATE, *self._typed, f"--out={self._folder}"]
         with open(self._folder / LOG, "wb") as log:
             # A process group of its own keeps the terminal's Ctrl-C away.
             self._process = subprocess.Popen(
-                die_with_parent.command(self._command),
+                die_with_parent.command(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -205,7 +226,8 @@ def _typed(cell: Cell, options: argparse.Namespace) -> list[str]:
         "seed": cell.seed,
         "batch-size": options.batch_size,
         "lr": options.lr,
-        "evaluate-every": max(1, cell.rounds // 10),
+        "evaluate-every": max(1, cell.rounds // MEASUREMENTS),
+        "evaluate-examples": EXAMPLES,
         "threads": options.threads,
     }
     return [f"--{name}={value}" for name, value in typed.items() if value is not None]

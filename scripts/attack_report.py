@@ -20,12 +20,13 @@ def write(out: Path, grid: Grid, done: Figures, data: str, model: str | None) ->
     broken = list(_broken(grid, done))
     size = machine()
     known = data if ":" not in data and "/" not in data else "own data"
-    network = next((str(figures["model"]) for figures in done.values() if figures["model"]), "default model")
+    said = [model, *(figures["model"] for figures in done.values())]
+    network = next((str(name).rpartition(":")[2] for name in said if name), "default model")
     report = {
         "data": known,
-        "model": model or network,
+        "model": network,
         "machine": size,
-        "cells": [dict(done[cell.name]) for cell in grid.cells if cell.name in done],
+        "cells": [{**done[cell.name], "model": network} for cell in grid.cells if cell.name in done],
         "not_kept": broken,
     }
     out.mkdir(parents=True, exist_ok=True)

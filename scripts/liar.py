@@ -25,7 +25,7 @@ from p2pfl_train.config import TrainingOptions
 from p2pfl_train.exchange import Exchange, Wish, next_round
 from p2pfl_train.learner import Learner
 from p2pfl_train.redteam.attacks import KINDS, Attack, Liars, parse_attack
-from p2pfl_train.redteam.peer import Peer, flipped
+from p2pfl_train.redteam.peer import Peer, flipped, plausible
 from p2pfl_train.report import CycleRecord
 from p2pfl_train.startup import TaskSource, make_learner, receive_task
 from p2pfl_train.tasks import TaskOptions, build_task
@@ -144,6 +144,6 @@ def _lie(
                     spoken, _ = liars.speak(crowd, number, lambda push: FACTOR)
                     assert spoken is not None
                     said = spoken
-                mouth.load(torch.nan_to_num(said[0]))
+                mouth.load(plausible(said[0], mouth.variances()))
                 learner.publish({})
         exchange.pause(every_s, stop)

@@ -24,6 +24,8 @@ SEARCHED = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 100.0)
 as far from the mean as the honest are, an average anything."""
 OLD_ROUNDS = 10
 """Age of what a free-rider returns, unless it is given."""
+MAX_OLD_ROUNDS = 1000
+"""They are kept in memory."""
 NOISE = 0.1
 """Standard deviation of Gaussian noise, unless it is given: about that of a layer's first weights."""
 
@@ -179,6 +181,10 @@ def parse_attack(text: str) -> Attack:
         factor = math.nan
     if not 0 < factor <= 1e9:
         raise UsageError(f"--attack {text[:40]!r}: the factor must be a number above 0, at most 1e9")
+    if name == "free-rider" and not (factor.is_integer() and factor <= MAX_OLD_ROUNDS):
+        raise UsageError(
+            f"--attack {text[:40]!r}: the age must be a whole number of rounds, to {MAX_OLD_ROUNDS}"
+        )
     return Attack(name, factor)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,14 +17,19 @@ from p2pfl_train import options as opt
 from p2pfl_train import planner
 from p2pfl_train.errors import Unsafe, UsageError
 from p2pfl_train.paths import expanded
+from p2pfl_train.rules.rule import ROBUST, parse_rule
+from p2pfl_train.signals import EXIT_INTERRUPTED, StopSignals, stop_signals
 
 if TYPE_CHECKING:
     from p2pfl_train.redteam.options import Setting
-    from p2pfl_train.redteam.simulation import Engine
+    from p2pfl_train.redteam.simulation import Engine, Outcome
 
 _NETWORK, _OUTPUT = "Network", "Output"
 MODEL_MB = 6.5
 """The paper's CNN."""
+MODELS = {"mnist": "caffe-lenet", "fashion-mnist": "caffe-lenet"}
+"""What is simulated by default where the trainer's own default would take four times as long."""
+MAX_WORKERS = 1024
 
 Peers = Annotated[int, typer.Option(help="All peers, liars included.", rich_help_panel=_NETWORK)]
 Byzantine = Annotated[int, typer.Option(help="Liars among them.", rich_help_panel=_NETWORK)]
@@ -127,9 +133,16 @@ def simulate(
     labels_per_peer: opt.LabelsPerPeer = None,
     fraction: opt.Fraction = 1.0,
     seed: opt.Seed = 0,
-    model: opt.Model = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="As for run; by default caffe-lenet for mnist and fashion-mnist.", rich_help_panel="Model"
+        ),
+    ] = None,
     model_arg: opt.ModelArguments = None,
-    local_steps: opt.LocalSteps = None,
+    local_steps: Annotated[
+        int, typer.Option(help="Optimiser steps a round.", rich_help_panel="Training")
+    ] = 1,
     batch_size: opt.BatchSize = 25,
     lr: opt.LearningRate = 0.1,
     momentum: opt.Momentum = 0.9,
@@ -160,50 +173,81 @@ def simulate(
         raise UsageError(f"--bound {bound} must be from 0 to 1")
     if engine not in ("local", "ray"):
         raise UsageError(f"--engine {engine[:40]!r} must be local or ray")
-    if not 1 <= workers <= 1024:
-        raise UsageError(f"--workers {workers} must be from 1 to 1024")
-    from p2pfl_train.config import EvaluationOptions, OptimiserOptions, TrainingOptions
-    from p2pfl_train.models import parse_model_arguments
-    from p2pfl_train.redteam import results
-    from p2pfl_train.redteam.attacks import parse_attack
-    from p2pfl_train.redteam.options import Setting, defend
-    from p2pfl_train.redteam.simulation import simulate as run
-    from p2pfl_train.rules.rule import ROBUST, parse_rule
-    from p2pfl_train.tasks import TaskOptions
-
+    if not 1 <= workers <= MAX_WORKERS:
+        raise UsageError(f"--workers {workers} must be from 1 to {MAX_WORKERS}")
     network = planner.Network(peers, byzantine, rounds, risk)
-    rule = ROBUST if aggregate is None else parse_rule(aggregate)
-    name: Literal["adam", "sgd"] = "adam" if optimizer == "adam" else "sgd"
-    setting = Setting(
-        peers=peers,
-        byzantine=byzantine,
-        attack=parse_attack(attack),
-        defence=defend(rule, network, fan_out, expect_byzantine),
-        task=TaskOptions(
-            data=data,
-            data_dir=expanded(data_dir),
-            download=download,
-            model=model,
-            model_arguments=parse_model_arguments(model_arg or []),
-            partition=partition,
-            labels_per_peer=labels_per_peer,
-            fraction=fraction,
+    with stop_signals(EXIT_INTERRUPTED) as stop:
+        from p2pfl_train.config import EvaluationOptions, OptimiserOptions, TrainingOptions, optimiser_name
+        from p2pfl_train.models import parse_model_arguments
+        from p2pfl_train.redteam.attacks import parse_attack
+        from p2pfl_train.redteam.options import Setting, defend
+        from p2pfl_train.tasks import TaskOptions
+
+        setting = Setting(
+            peers=peers,
+            byzantine=byzantine,
+            attack=parse_attack(attack),
+            defence=defend(
+                ROBUST if aggregate is None else parse_rule(aggregate), network, fan_out, expect_byzantine
+            ),
+            task=TaskOptions(
+                data=data,
+                data_dir=expanded(data_dir),
+                download=download,
+                model=model or MODELS.get(data or ""),
+                model_arguments=parse_model_arguments(model_arg or []),
+                partition=partition,
+                labels_per_peer=labels_per_peer,
+                fraction=fraction,
+                seed=seed,
+            ),
+            training=TrainingOptions(
+                local_steps, None, batch_size, OptimiserOptions(optimiser_name(optimizer), lr, momentum)
+            ),
+            rounds=rounds,
             seed=seed,
-        ),
-        training=TrainingOptions(local_steps or 1, None, batch_size, OptimiserOptions(name, lr, momentum)),
-        rounds=rounds,
-        seed=seed,
-        evaluation=EvaluationOptions(evaluate_every, evaluate_examples),
-        threads=threads or os.cpu_count() or 1,
-    )
-    setting.check()
+            evaluation=EvaluationOptions(evaluate_every, evaluate_examples),
+            threads=(os.cpu_count() or 1) if threads is None else threads,
+        )
+        setting.check()
+        outcome = _run(setting, _Engines(engine, workers, ray_address), out, as_json, stop)
+    if stop():
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if bound is not None and outcome.final.worst < bound:
+        raise Unsafe(f"the worst honest accuracy is {outcome.final.worst:.4f}, below --bound {bound:g}")
+
+
+@dataclass(frozen=True)
+class _Engines:
+    """Which engine runs it."""
+
+    name: str
+    workers: int
+    address: str | None
+
+    def start(self, setting: Setting) -> Engine:
+        from p2pfl_train.redteam.crew import Crew
+        from p2pfl_train.redteam.ray_engine import RayEngine
+        from p2pfl_train.redteam.simulation import members
+
+        if self.name == "ray":
+            return RayEngine(setting, self.workers, self.address)
+        return Crew(setting, members(setting))
+
+
+def _run(setting: Setting, engines: _Engines, out: Path, as_json: bool, stop: StopSignals) -> Outcome:
+    """Runs it, shows it and writes it down."""
+    from p2pfl_train.redteam import results
+    from p2pfl_train.redteam.simulation import simulate as run
+
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 160)
-    runner = _engine(setting, engine, workers, ray_address)
+    stop.training_begins()  # from here on there are processes to end, with Ray
+    engine = engines.start(setting)
     try:
         with results.Board(console, setting) as board:
-            outcome = run(setting, runner, board.show)
+            outcome = run(setting, engine, board.show, stop)
     finally:
-        runner.close()
+        engine.close()
     paths = results.write(outcome, out)
     if as_json:
         typer.echo(json.dumps(results.figures(outcome)))
@@ -213,15 +257,4 @@ def simulate(
             highlight=False,
             soft_wrap=True,
         )
-    if bound is not None and outcome.final.worst < bound:
-        raise Unsafe(f"the worst honest accuracy is {outcome.final.worst:.4f}, below --bound {bound:g}")
-
-
-def _engine(setting: Setting, name: str, workers: int, address: str | None) -> Engine:
-    from p2pfl_train.redteam.crew import Crew
-    from p2pfl_train.redteam.ray_engine import RayEngine
-    from p2pfl_train.redteam.simulation import members
-
-    if name == "ray":
-        return RayEngine(setting, workers, address)
-    return Crew(setting, members(setting))
+    return outcome

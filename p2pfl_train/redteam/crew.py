@@ -12,7 +12,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.dropout import _DropoutNd
 
 from p2pfl_train.aggregate import shares
 from p2pfl_train.batches import fixed_part, size_of
@@ -20,7 +19,7 @@ from p2pfl_train.errors import UsageError
 from p2pfl_train.evaluate import evaluate
 from p2pfl_train.redteam.attacks import dissensus
 from p2pfl_train.redteam.options import Setting
-from p2pfl_train.redteam.peer import Peer, flipped
+from p2pfl_train.redteam.peer import Peer, flipped, plausible
 from p2pfl_train.rules.blocks import Cook, columns_of
 from p2pfl_train.rules.columns import Floats, Workspace
 from p2pfl_train.rules.definitions import Matrix, Recipe, Votes
@@ -49,9 +48,9 @@ class Crew:
         if not all(self._samples):
             raise UsageError("each simulated peer needs training data")
         self._peers = {index: self._peer(tasks[index], index) for index in self.members}
-        self._draws_at_random = any(
-            isinstance(module, _DropoutNd) for peer in self._peers.values() for module in peer.model.modules()
-        )
+        some = next(iter(self._peers.values()))
+        self._draws_at_random = some.draws_at_random(setting.training)
+        self.variances = some.variances()
         self._part = fixed_part(tasks[0].evaluation, setting.evaluation.examples)
         self._everything = tasks[0].evaluation
 
@@ -107,7 +106,8 @@ class Crew:
         attack = setting.attack.in_round(number, setting.seed)
         if attack.name == "dissensus" and places and receiver not in self._liars:
             honest = [published[index] for index in senders if index not in self._liars]
-            said = dissensus(rows[0], honest, len(places), attack.factor or 1.0)
+            lie = dissensus(rows[0], honest, len(places), attack.factor or 1.0)
+            said = plausible(lie, self.variances)
             rows = [said if place in places else row for place, row in enumerate(rows)]
             seen = None if seen is None else _with_liar(seen, rows, said, places)
         votes = Votes(np.array([own, *others]), setting.defence.byzantine, centre=0, distances=seen)

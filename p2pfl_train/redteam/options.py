@@ -54,6 +54,8 @@ class Setting:
             )
         if self.byzantine and not self.honest:
             raise UsageError("there must be an honest peer")
+        self.training.check()
+        self.evaluation.check()
         check_threads(self.threads)
         self.defence.rule.check(self.defence.fan_out + 1, self.defence.byzantine)
 

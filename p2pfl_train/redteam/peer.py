@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -52,11 +54,14 @@ class Peer:
         assert self.batches is not None
         before = self.weights()
         self.model.train()
-        losses = [take_step(self.task, self.model, self.optimiser, self.batches) for _ in range(steps)]
+        total = 0.0
+        for _ in range(steps):
+            total += take_step(self.task, self.model, self.optimiser, self.batches)
+            if not math.isfinite(total):
+                break
         row.copy_(self.weights())
-        loss = sum(losses) / len(losses)
-        if math.isfinite(loss) and is_finite(row):
-            return loss
+        if math.isfinite(total) and is_finite(row):
+            return total / steps
         row.copy_(before)
         self.load(row)
         self.optimiser.state.clear()
@@ -65,6 +70,27 @@ class Peer:
     def weights(self) -> Tensor:
         """All floating-point tensors, one after the other by name; shape (parameters,)."""
         return torch.cat([tensor.reshape(-1) for tensor in self._floating()])
+
+    def draws_at_random(self, training: TrainingOptions) -> bool:
+        """Whether a step uses torch's random state, as dropout does; found by trying, on a copy."""
+        if self.batches is None:
+            return False
+        inputs, _ = Batches(self.task.train, training.batch_size, "trial").next()
+        model = copy.deepcopy(self.model).train()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            before = torch.get_rng_state()
+            model(self.task.preprocess(inputs))
+            return not torch.equal(before, torch.get_rng_state())
+
+    def variances(self) -> list[slice]:
+        """Where running variances are in a row."""
+        found, start = [], 0
+        for name, tensor in stored_tensors(self.model).items():
+            if tensor.is_floating_point():
+                if name.rpartition(".")[2] == "running_var":
+                    found.append(slice(start, start + tensor.numel()))
+                start += tensor.numel()
+        return found
 
     def row_of(self, file: TensorFile) -> Tensor:
         """A model file of the same layout in the form that `weights` gives."""
@@ -85,6 +111,15 @@ class Peer:
         if len({tensor.dtype for tensor in tensors}) != 1 or tensors[0].dtype.itemsize < 4:
             raise UsageError("a simulation needs a model whose tensors are all float32, or all float64")
         return tensors
+
+
+def plausible(said: Tensor, variances: Sequence[slice]) -> Tensor:
+    """What would not be refused: finite, and without negative variances. (parameters,) or (n, parameters)."""
+    largest = torch.finfo(said.dtype).max
+    result = torch.nan_to_num(said, nan=0.0, posinf=largest, neginf=-largest)
+    for columns in variances:
+        result[..., columns] = result[..., columns].clamp_min(0)
+    return result
 
 
 class Flipped(Dataset[Batch]):

@@ -7,6 +7,7 @@ peer alone, so the number of workers changes nothing but the rounding of sums.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,11 +28,10 @@ WORKER_MISSED = "a Ray worker was lost: look into the cluster's logs, and start 
 class RayCrew:
     """A crew as a worker has it: arrays in and out, which Ray hands over without a copy."""
 
-    def __init__(self, setting: Setting, mine: Sequence[int]) -> None:
+    def begin(self, setting: Setting, mine: Sequence[int]) -> Any:
+        """The weights that all start from. Not in the constructor: what fails there Ray does not hand on."""
         self._crew = Crew(setting, mine)
-
-    def initial(self) -> Any:
-        return self._crew.initial.numpy()
+        return self._crew.initial.numpy(), self._crew.variances
 
     def train(self, number: int) -> Any:
         rows, losses = self._crew.train(number)
@@ -53,6 +53,7 @@ class RayEngine:
 
         `address`: as for `ray.init`; None: a local one with as many processors as workers.
         """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
         try:
             ray: Any = importlib.import_module(
                 "ray"
@@ -69,9 +70,18 @@ class RayEngine:
                 raise UsageError(f"no Ray cluster answers at {address}: {error}") from None
         parts = [members(setting)[index::workers] for index in range(workers)]
         self._parts = [part for part in parts if part]
-        actor = ray.remote(num_cpus=1)(RayCrew)
-        self._crews = [actor.remote(setting, part) for part in self._parts]
-        self._initial = torch.from_numpy(np.array(self._get([self._crews[0].initial.remote()])[0]))
+        self._crews: list[Any] = []
+        try:
+            actor = ray.remote(num_cpus=1)(RayCrew)
+            self._crews = [actor.remote() for _ in self._parts]
+            begun = [
+                crew.begin.remote(setting, part) for crew, part in zip(self._crews, self._parts, strict=True)
+            ]
+            initial, self.variances = self._get(begun)[0]
+        except BaseException:
+            self.close()
+            raise
+        self._initial = torch.from_numpy(np.array(initial))
 
     @property
     def members(self) -> tuple[int, ...]:

@@ -91,7 +91,7 @@ def figures(outcome: Outcome) -> dict[str, Any]:
         "fan_out": setting.defence.fan_out,
         "f": setting.defence.byzantine,
         "data": setting.task.data if setting.task.data and os.sep not in setting.task.data else "own data",
-        "model": setting.task.model,
+        "model": None if setting.task.model is None else setting.task.model.rpartition(":")[2],
         "partition": setting.task.partition,
         "labels_per_peer": setting.task.labels_per_peer,
         "seed": setting.seed,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from p2pfl_train.redteam.attacks import SEARCHED, Crowd, Liars
 from p2pfl_train.redteam.options import Setting
+from p2pfl_train.redteam.peer import plausible
 from p2pfl_train.rules.blocks import Cook, Distances, columns_of
 from p2pfl_train.rules.definitions import Matrix, Votes
 
@@ -36,6 +37,8 @@ class Engine(Protocol):
     @property
     def initial(self) -> Tensor:
         """See `Crew`, as the rest."""
+
+    variances: list[slice]
 
     def train(self, number: int) -> tuple[Tensor, list[float]]: ...
 
@@ -100,7 +103,7 @@ def simulate(
     tell: Callable[[Measured], None] = lambda measured: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Runs all rounds, or until `stop`; the last one is measured on everything."""
+    """Runs all rounds, the last one measured on everything, or until `stop`, which is measured quickly."""
     started = time.perf_counter()
     liars = Liars(setting.attack, setting.byzantine, setting.seed)
     liars.begin(engine.initial)
@@ -110,13 +113,13 @@ def simulate(
         before = time.perf_counter()
         loss, factor = _round(setting, engine, liars, number)
         spent += time.perf_counter() - before
-        last = number == setting.rounds or stop()
-        if last or number % (setting.evaluation.every_cycles or setting.rounds) == 0:
+        last, stopped = number == setting.rounds, stop()
+        if last or stopped or number % (setting.evaluation.every_cycles or setting.rounds) == 0:
             accuracies = engine.evaluate(setting.honest, everything=last)
             seconds = time.perf_counter() - started
             measured.append(Measured(number, loss, tuple(accuracies), factor, seconds, last))
             tell(measured[-1])
-        if last:
+        if stopped:
             break
     return Outcome(setting, tuple(measured), spent)
 
@@ -131,18 +134,12 @@ def _round(setting: Setting, engine: Engine, liars: Liars, number: int) -> tuple
         crowd = liars.look(published[honest])
         said, factor = liars.speak(crowd, number, lambda push: search(setting, crowd, push, number))
         # What depends on the receiver is said to each: until then a liar says the mean.
-        published[list(setting.liars)] = _finite(crowd.mean if said is None else said)
+        published[list(setting.liars)] = plausible(crowd.mean if said is None else said, engine.variances)
     distances = distances_of(published, honest) if setting.defence.rule.needs_distances else None
     engine.settle(published, distances, number)
     told = [loss for index, loss in zip(engine.members, losses, strict=True) if index in set(honest)]
     loss = float(np.mean(told))
     return (loss if np.isfinite(loss) else None), factor
-
-
-def _finite(said: Tensor) -> Tensor:
-    """A model with NaN or infinite numbers would be refused; a clever liar stays just inside."""
-    largest = torch.finfo(said.dtype).max
-    return torch.nan_to_num(said, nan=0.0, posinf=largest, neginf=-largest)
 
 
 def distances_of(published: Tensor, honest: Sequence[int]) -> Matrix:
