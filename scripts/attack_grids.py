@@ -74,7 +74,7 @@ class Size:
 
 
 GATE_ATTACKS = (
-    "sign-flip", "foe", "alie", "label-flip", "gaussian", "dissensus", "free-rider", "changing",
+    "sign-flip", "foe", "shrink", "alie", "label-flip", "gaussian", "dissensus", "free-rider", "changing",
 )  # fmt: skip
 
 
@@ -162,6 +162,6 @@ def hard(seed: int) -> list[Cell]:
     ]
     cells += [
         Cell(attack, 30, 6, ROBUST, 15, seed=seed, group=f"hard: {attack}", worst_at_least=0.93)
-        for attack in ("dissensus", "changing")
+        for attack in ("dissensus", "changing", "shrink")
     ]
     return cells

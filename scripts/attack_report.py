@@ -8,15 +8,17 @@ from typing import Any
 
 from p2pfl_state import atomic
 
+from scripts import attack_picture
 from scripts.attack_grids import Cell, Comparison, Grid
 from scripts.paper_report import machine
 
+PICTURE = "accuracy.png"
 Figures = Mapping[str, Mapping[str, Any]]
 """Of each finished cell, by its name, as `p2pfl_train.redteam.results.figures` makes them."""
 
 
 def write(out: Path, grid: Grid, done: Figures, data: str, model: str | None) -> list[str]:
-    """Writes `report.md` and `report.json` into `out`; the bounds that are not kept, one line each."""
+    """Writes page, figures and picture into `out`; the bounds that are not kept, one line each."""
     broken = list(_broken(grid, done))
     size = machine()
     known = data if ":" not in data and "/" not in data else "own data"
@@ -31,6 +33,7 @@ def write(out: Path, grid: Grid, done: Figures, data: str, model: str | None) ->
     }
     out.mkdir(parents=True, exist_ok=True)
     atomic.write_json(out / "report.json", report)
+    attack_picture.draw(grid.cells, done, out / PICTURE)
     (out / "report.md").write_text(_page(grid, done, report), encoding="utf-8")
     return broken
 
@@ -92,6 +95,7 @@ def _page(grid: Grid, done: Figures, report: Mapping[str, Any]) -> str:
             f"{100 * comparison.at_most:g} |"
             for comparison, difference in differences
         ]
+    lines += ["", f"![mean and worst accuracy of each run]({PICTURE})"]
     lines += ["", "## Bounds that are not kept", ""]
     lines += [f"- {line}" for line in report["not_kept"]] or ["None."]
     return "\n".join(lines) + "\n"
