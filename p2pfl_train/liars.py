@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from p2pfl_train import planner
-from p2pfl_train.aggregate import Contribution
 from p2pfl_train.config import AggregationOptions
 from p2pfl_train.errors import TooFewModels
+from p2pfl_train.exchange import Outcome
 from p2pfl_train.learner import Learner
 
 
@@ -28,6 +28,18 @@ def byzantine_of(options: AggregationOptions, others: int, fan_out: int) -> int:
     if not found.safe:
         raise TooFewModels(planner.refusal(network, found))
     return found.effective
+
+
+def byzantine_among(options: AggregationOptions, outcome: Outcome, fan_out: int) -> int:
+    """How many of the models of a round that may be used are taken for liars'.
+
+    Whoever failed was drawn as well, and was perhaps honest: the more were drawn, the more liars may be
+    among the rest. Whose model was refused is one of them, and out of it. Raises `TooFewModels`.
+    """
+    assert outcome.answer is not None
+    drawn = len(outcome.answer.models) + len(outcome.answer.failed)
+    byzantine = byzantine_of(options, max(outcome.answer.candidates, drawn), max(fan_out, drawn))
+    return max(0, byzantine - len(outcome.checked.refusals))
 
 
 @dataclass(frozen=True)
@@ -51,12 +63,12 @@ class Jury:
         self._say = say
         self._told: object = None
 
-    def aggregate(self, learner: Learner, models: Sequence[Contribution], others: int) -> Aggregated:
-        """Makes one model of these, drawn from `others`, and the own one, unless they are too few."""
-        others = max(others, len(models))
+    def aggregate(self, learner: Learner, outcome: Outcome) -> Aggregated:
+        """Makes one model of those that came, at least one, and the own one, unless they are too few."""
+        models = outcome.checked.contributions
         byzantine = None
         try:
-            byzantine = byzantine_of(self._options, others, self._fan_out)
+            byzantine = byzantine_among(self._options, outcome, self._fan_out)
             learner.average(models, self._options.rule, byzantine)
         except TooFewModels as error:
             self._tell((byzantine, False), f"not averaged: {error}")
@@ -64,7 +76,7 @@ class Jury:
         if self._options.expected:
             self._tell(
                 (byzantine, True),
-                f"{byzantine} models of a round are taken for liars', of {others + 1} peers",
+                f"{byzantine} of {len(models) + 1} models are taken for liars'",
             )
         else:
             self._told = None

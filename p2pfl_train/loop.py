@@ -262,10 +262,9 @@ class Loop:
             self._lead.round_took(outcome.seconds)
         for refusal in outcome.checked.refusals:
             self._report.say(f"refused a model of peer {refusal.peer_id[:16]}: {refusal.reason}")
-        models = outcome.checked.contributions
-        if wanted and models and outcome.answer is not None:
+        if wanted and outcome.checked.contributions:
             with record.timed("averaging"):
-                told = self._jury.aggregate(self._learner, models, outcome.answer.candidates)
+                told = self._jury.aggregate(self._learner, outcome)
             record.note_aggregated(told)
             self._has_averaged |= told.models > 0
 

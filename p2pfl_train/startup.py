@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,14 +15,14 @@ from p2pfl_state.markers import MAX_DEADLINE_S, MIN_DEADLINE_S
 from p2pfl_state.taskfile import TaskFile
 
 from p2pfl_train import consent
-from p2pfl_train.aggregate import Contribution, check_models
+from p2pfl_train.aggregate import check_models
 from p2pfl_train.batches import Batches, size_of
 from p2pfl_train.checkpoint import Counters, Saved
 from p2pfl_train.config import RunOptions, TrainingOptions
 from p2pfl_train.errors import ModelError, NetworkDown, SourceNotAccepted, TooFewModels, WeightsRefused
-from p2pfl_train.exchange import Exchange, Wish
+from p2pfl_train.exchange import Exchange, Outcome, Wish
 from p2pfl_train.learner import Learner, fresh_model, make_optimiser
-from p2pfl_train.liars import byzantine_of
+from p2pfl_train.liars import byzantine_among
 from p2pfl_train.report import CycleRecord
 from p2pfl_train.task import Task
 from p2pfl_train.tasks import TaskOptions, join_task, located
@@ -198,7 +198,7 @@ def load_initial(
     record.note_outcome(outcome)
     models = outcome.checked.contributions
     if robust and models:
-        return _from_many(learner, models, outcome.answer.candidates if outcome.answer else 0, options)
+        return _from_many(learner, outcome, options)
     for contribution in models:
         copy_into(contribution.file, learner.tensors)
         learner.initial = contribution.file
@@ -209,11 +209,11 @@ def load_initial(
     return _from_seed(outcome.failure or "no peer of this task has published")
 
 
-def _from_many(learner: Learner, models: Sequence[Contribution], others: int, options: RunOptions) -> str:
+def _from_many(learner: Learner, outcome: Outcome, options: RunOptions) -> str:
     """One stranger's weights would be a liar's to choose."""
-    rule = options.aggregation.rule
+    rule, models = options.aggregation.rule, outcome.checked.contributions
     try:
-        byzantine = byzantine_of(options.aggregation, max(others, len(models)), options.exchange.fan_out)
+        byzantine = byzantine_among(options.aggregation, outcome, options.exchange.fan_out)
         learner.begin_with(models, rule, byzantine)
     except TooFewModels as error:
         return _from_seed(str(error))
