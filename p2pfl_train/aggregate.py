@@ -7,7 +7,7 @@ they are.
 - Floating-point tensors: as the rule says; types narrower than float32 are computed in float32.
 - Running means and variances of batch norm are floating-point buffers and treated like the rest: an
   average of variances stays a variance (it leaves out the spread between the peers' means, which the
-  next local steps put right).
+  next local steps put right). Rules that withstand liars keep them apart from what was learned.
 - Integer and boolean buffers, such as `num_batches_tracked`, keep the own value: a mean of counters
   is the counter of nobody. A peer without samples of its own takes those of the heaviest model, or,
   with a rule that withstands liars, the median of each.
@@ -17,7 +17,7 @@ The own model is one vote, and an honest one; that of a peer without samples is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -113,9 +113,11 @@ def aggregate(
     others: Sequence[Contribution],
     rule: Rule = FEDAVG,
     byzantine: int = 0,
+    buffers: Collection[str] = (),
 ) -> None:
     """Replaces the tensors in `own` by what `rule` makes of them and of `others`, of which so many may lie.
 
+    `buffers` names those that are no parameters, see `Rule.for_buffers`.
     The files must have been verified against the layout of `own`: nothing is checked here. All pieces
     are at hand before a number changes. Raises `TooFewModels`; nothing has changed then.
     """
@@ -130,8 +132,10 @@ def aggregate(
     rule.check(len(sources), byzantine)
     votes = Votes(np.array(claimed), byzantine, centre=0 if votes_itself else None)
     if rule.needs_distances:
-        votes = replace(votes, distances=_distances(own, sources))
+        learned = {name: tensor for name, tensor in own.items() if name not in buffers}
+        votes = replace(votes, distances=_distances(learned, sources))
     recipe = rule.recipe(votes)
+    recipes = {True: rule.for_buffers(votes, recipe), False: recipe}
     heaviest = others[max(range(len(others)), key=other_shares.__getitem__)].file
     for name, tensor in own.items():
         if tensor.numel() == 0:
@@ -140,10 +144,8 @@ def aggregate(
         if not tensor.is_floating_point():
             if not votes_itself:
                 _take_counters(name, flat, sources if rule.withstands_liars else [_Source(heaviest)])
-        elif recipe.trim is None and recipe.weights is not None:
-            _add_up(name, flat, sources, recipe.weights[0].tolist())
         else:
-            _by_columns(name, flat, sources, recipe)
+            _cook(name, flat, sources, recipes[name in buffers])
         if flat.data_ptr() != tensor.data_ptr():
             tensor.copy_(flat.view(tensor.shape))
 
@@ -175,6 +177,13 @@ def _distances(own: Mapping[str, Tensor], sources: Sequence[_Source]) -> Matrix:
             distances.add([median, *rows])
     squared = distances.squared()
     return squared if votes_itself else squared[1:, 1:]
+
+
+def _cook(name: str, flat: Tensor, sources: Sequence[_Source], recipe: Recipe) -> None:
+    if recipe.trim is None and recipe.weights is not None:
+        _add_up(name, flat, sources, recipe.weights[0].tolist())
+    else:
+        _by_columns(name, flat, sources, recipe)
 
 
 def _by_columns(name: str, flat: Tensor, sources: Sequence[_Source], recipe: Recipe) -> None:

@@ -23,7 +23,7 @@ from p2pfl_train.errors import ModelError, TrainError, one_line
 from p2pfl_train.rules.rule import FEDAVG, Rule
 from p2pfl_train.task import Task
 from p2pfl_train.taskspec import initial_seed
-from p2pfl_train.tensors import stored_tensors
+from p2pfl_train.tensors import buffer_names, stored_tensors
 from p2pfl_train.weights import TensorFile, copy_into, load_published, save_model
 
 SAVE_S = 1.0
@@ -184,7 +184,7 @@ class Learner:
 
         Raises `TooFewModels` for a rule that cannot withstand so many liars; nothing has changed then.
         """
-        aggregate(self.tensors, self.samples, contributions, rule, byzantine)
+        aggregate(self.tensors, self.samples, contributions, rule, byzantine, buffer_names(self.model))
         self.note_parents(contributions)
 
     def begin_with(self, contributions: Sequence[Contribution], rule: Rule, byzantine: int) -> None:
@@ -192,7 +192,7 @@ class Learner:
 
         Raises `TooFewModels`.
         """
-        aggregate(self.tensors, 0, contributions, rule, byzantine)
+        aggregate(self.tensors, 0, contributions, rule, byzantine, buffer_names(self.model))
         self.note_parents(contributions)
 
     def note_parents(self, contributions: Sequence[Contribution]) -> None:

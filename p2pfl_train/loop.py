@@ -239,7 +239,8 @@ class Loop:
         return time.monotonic() - self._asked_at_s >= (every.seconds or 0.0)
 
     def _ask(self, record: CycleRecord, deadline_s: float) -> None:
-        wish = Wish(self._options.exchange.fan_out, deadline_s, self._learner.counters.task)
+        fan_out = self._jury.ask(own_vote=self._learner.samples > 0)
+        wish = Wish(fan_out, deadline_s, self._learner.counters.task)
         self._asked_at_s = time.monotonic()
         record.note_asked(self._exchange.ask(wish, self._check))
 

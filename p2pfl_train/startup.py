@@ -11,7 +11,7 @@ from typing import Any
 from p2pfl_state import atomic, taskfile
 from p2pfl_state.layout import StateDir
 from p2pfl_state.manifest import Manifest
-from p2pfl_state.markers import MAX_DEADLINE_S, MIN_DEADLINE_S
+from p2pfl_state.markers import MAX_DEADLINE_S, MAX_FAN_OUT, MIN_DEADLINE_S
 from p2pfl_state.taskfile import TaskFile
 
 from p2pfl_train import consent
@@ -188,7 +188,9 @@ def load_initial(
     digest = learner.counters.task
     check = partial(check_models, learner.state, layout=layout_of(learner.tensors), task=digest)
     robust = options.aggregation.rule.withstands_liars
-    fan_out = options.exchange.fan_out if robust else 1
+    fan_out = (
+        min(options.exchange.fan_out + 1, MAX_FAN_OUT) if robust else 1
+    )  # the own weights are no vote yet
     wish = Wish(fan_out, max(options.exchange.deadline_s, INITIAL_DEADLINE_S), digest)
     with record.timed("starting"):
         record.note_asked(exchange.ask(wish, check))

@@ -52,6 +52,12 @@ def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     return stored
 
 
+def buffer_names(model: nn.Module) -> frozenset[str]:
+    """Those of `stored_tensors` that are no parameters: running statistics, counters, tables."""
+    learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return frozenset(stored_tensors(model).keys() - learned)
+
+
 def _refuse_overlaps(tensors: Mapping[str, Tensor]) -> None:
     ranges = sorted(
         (tensor.data_ptr(), tensor.data_ptr() + _extent_bytes(tensor), name)

@@ -1,7 +1,8 @@
 """Whose models a round may collect: live peers of one task and of our tags, whoever told us of them.
 
 A liar may announce a thousand peers. Those that we have called ourselves count in full; of the others, each
-source has a bounded number in the draw, and the rest come last, when nobody else is left.
+source has a bounded number in the draw, and the rest come last, when nobody else is left. A liar may as well
+say of all others that they do not answer: whom others suspect stays in the draw until our own probe fails.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ class Candidates:
     addresses: dict[PeerId, tuple[Address, ...]]
     reserve: frozenset[PeerId] = frozenset()
     suspects: frozenset[PeerId] = frozenset()
-    """Asked where nobody else brings a model: they may well live, as all do whom two halves of a network
-    suspect in the moment in which they meet again."""
+    """Whom we could not reach ourselves. Asked where nobody else brings a model: they may well live, as all
+    do whom two halves of a network suspect in the moment in which they meet again."""
+    undecided: int = 0
+    """Live peers that we have called and that publish nothing yet: they may be of the task."""
 
 
 def candidates(
@@ -40,17 +43,27 @@ def candidates(
 ) -> Candidates:
     """The candidates of a round; `is_welcome`: whose models may come at all."""
     tags = frozenset(me.tags)
-    publishing = (r for r in table.live_records() if r.published and tags.issubset(r.tags))
+    live = list(table.live_records())
+    publishing = (r for r in live if r.published and tags.issubset(r.tags))
     serving = [record for record in publishing if is_welcome(record.peer_id)]
-    alive = [record for record in serving if record.status is Status.ALIVE]
+    alive = [record for record in serving if not _out_of_reach(record, table)]
     task = choose_task(ask.task, [record.task for record in alive or serving if record.task], random)
     fitting = [record for record in serving if record.task == task]
-    suspects = [record.peer_id for record in fitting if record.status is Status.SUSPECT]
-    others = [record.peer_id for record in fitting if record.status is Status.ALIVE]
+    suspects = [record.peer_id for record in fitting if _out_of_reach(record, table)]
+    others = [record.peer_id for record in fitting if not _out_of_reach(record, table)]
     limit = params.collected_hearsay * ask.fan_out
     reserve = _beyond_share(others, table, limit, random) | _beyond_share(suspects, table, limit, random)
     addresses = {record.peer_id: table.addresses(record.peer_id) for record in fitting}
-    return Candidates(task, addresses, frozenset(reserve), frozenset(suspects))
+    undecided = sum(not r.published and table.hearsay.source(r.peer_id) is None for r in live)
+    return Candidates(task, addresses, frozenset(reserve), frozenset(suspects), undecided)
+
+
+def _out_of_reach(record: Record, table: Table) -> bool:
+    """Whether a peer is suspected, and not on others' word alone."""
+    if record.status is not Status.SUSPECT:
+        return False
+    suspicion = table.suspicion(record.peer_id)
+    return suspicion is None or suspicion.probed
 
 
 def _beyond_share(peer_ids: Sequence[PeerId], table: Table, limit: int, random: Random) -> set[PeerId]:

@@ -50,6 +50,9 @@ class _Round:
     active: dict[FetchId, Transfer] = field(default_factory=dict)
     done: dict[FetchId, PeerId] = field(default_factory=dict)
     failed: dict[PeerId, str] = field(default_factory=dict)
+    tried: set[PeerId] = field(default_factory=set)
+    drawable: int = 0
+    undecided: int = 0
     link_is_slow: bool = False
     """Whether somebody else was tried and was no faster."""
     most: int = 1
@@ -113,21 +116,23 @@ class Collector:
         *,
         reserve: Collection[PeerId] = (),
         suspects: Collection[PeerId] = (),
+        undecided: int = 0,
     ) -> list[Output]:
         """Begins a round over `candidates` (peer to addresses); those of the `reserve` come last, and
         `suspects` where nobody else brings anything. An unfinished one is given up: only the latest
-        request of the one trainer counts."""
+        request of the one trainer counts. `undecided` is handed on."""
         if self._round is not None:
             self._cancel_all(self._round)
             self._round = None
         if task is None:
-            self._out.append(CollectionDone(event.round, (), (), 0, peers, 0.0))
+            self._out.append(CollectionDone(event.round, (), (), 0, peers, 0.0, undecided=undecided))
             return self._take_outputs()
         order = self._draw([peer_id for peer_id in candidates if peer_id not in suspects], reserve)
         last = self._draw(suspects, reserve)
         pace = Pace(now, now + event.deadline_s, self._params.stall_s)
         most = min(2 * event.fan_out, self._params.max_fetches)
         self._round = _Round(event, task, pace, candidates, peers, order, last, most=most)
+        self._round.drawable, self._round.undecided = len(candidates) - len(set(reserve)), undecided
         self._advance(now)
         return self._take_outputs()
 
@@ -306,6 +311,7 @@ class Collector:
         fetch = FetchId(self._last_fetch)
         current.active[fetch] = Transfer(peer_id, now, now, is_substitute)
         current.failed.pop(peer_id, None)
+        current.tried.add(peer_id)
         addresses = current.addresses[peer_id]
         timeout_s = current.pace.deadline - now
         self._out.append(Fetch(fetch, current.ask.round, peer_id, addresses, current.task, timeout_s))
@@ -326,6 +332,9 @@ class Collector:
                 candidates=len(current.addresses) - len(current.suspects),
                 peers=current.peers,
                 seconds=now - current.pace.started,
+                drawn=len(current.tried),
+                drawable=current.drawable,
+                undecided=current.undecided,
             )
         )
 

@@ -243,6 +243,13 @@ class CollectionDone:
     candidates: int
     peers: int
     seconds: float
+    drawn: int = 0
+    """Peers that were asked for their model, also those who were overtaken by others."""
+    drawable: int = 0
+    """Peers of the task in the draw, suspects included; of those that were only heard of, no more than
+    their sources may bring in."""
+    undecided: int = 0
+    """Live peers that we have called and that publish nothing yet."""
 
 
 @dataclass(frozen=True, slots=True)

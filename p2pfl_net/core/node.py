@@ -190,6 +190,7 @@ class Node:
             now,
             reserve=chosen.reserve,
             suspects=chosen.suspects,
+            undecided=chosen.undecided,
         )
 
     def _fetch_finished(self, event: FetchFinished, now: float) -> list[Output]:

@@ -342,6 +342,9 @@ class Driver:
             candidates=done.candidates,
             peers=done.peers,
             seconds=done.seconds,
+            drawn=done.drawn,
+            drawable=done.drawable,
+            undecided=done.undecided,
         )
         self._shell.write_answer(answer)
         self._submit(self._fetches, self._rounds.clean, request)

@@ -51,6 +51,7 @@ class Crew:
         some = next(iter(self._peers.values()))
         self._draws_at_random = some.draws_at_random(setting.training)
         self.variances = some.variances()
+        self.parameters = some.parameters
         self._part = fixed_part(tasks[0].evaluation, setting.evaluation.examples)
         self._everything = tasks[0].evaluation
 
@@ -84,14 +85,17 @@ class Crew:
     def settle(self, published: Tensor, distances: Matrix | None, number: int) -> None:
         """Each member pulls, and goes on from what its rule makes of it.
 
-        `published`: what every peer says, (peers, parameters); `distances` between them, squared, for a
-        rule that asks for them.
+        `published`: what every peer says, (peers, numbers); squared `distances` between their parameters,
+        for a rule that asks for them.
         """
         pulls = [self._pull(index, published, distances, number) for index in self.members]
         results = np.empty((len(pulls), published.shape[1]), published.numpy().dtype)
         threads = self._setting.threads
-        parts = list(pairwise(np.linspace(0, published.shape[1], threads + 1).astype(int)))
-        _spread(lambda part: _aggregate(pulls, results, *part), parts, threads)
+        recipes = [pull.recipe for pull in pulls]
+        ends = np.linspace(0, self.parameters, threads + 1).astype(int)
+        _spread(lambda part: _aggregate(pulls, recipes, results, *part), list(pairwise(ends)), threads)
+        for_buffers = [pull.for_buffers for pull in pulls]
+        _aggregate(pulls, for_buffers, results, self.parameters, published.shape[1])
         for index, result in zip(self.members, results, strict=True):
             self._peers[index].load(torch.from_numpy(result))
 
@@ -109,9 +113,12 @@ class Crew:
             lie = dissensus(rows[0], honest, len(places), attack.factor or 1.0)
             said = plausible(lie, self.variances)
             rows = [said if place in places else row for place, row in enumerate(rows)]
-            seen = None if seen is None else _with_liar(seen, rows, said, places)
+            learned = [row[: self.parameters] for row in rows]
+            seen = None if seen is None else _with_liar(seen, learned, said[: self.parameters], places)
         votes = Votes(np.array([own, *others]), setting.defence.byzantine, centre=0, distances=seen)
-        return _Pull([row.numpy() for row in rows], setting.defence.rule.recipe(votes))
+        rule = setting.defence.rule
+        recipe = rule.recipe(votes)
+        return _Pull([row.numpy() for row in rows], recipe, rule.for_buffers(votes, recipe))
 
     def evaluate(self, indices: Sequence[int], *, everything: bool) -> list[float]:
         """Accuracy, from 0 to 1, of those of `indices` that are members, on the fixed part or all."""
@@ -142,6 +149,7 @@ class _Pull:
     rows: list[Floats]
     """Of each vote all parameters, the own first."""
     recipe: Recipe
+    for_buffers: Recipe
 
 
 def _with_liar(distances: Matrix, rows: Sequence[Tensor], said: Tensor, places: Sequence[int]) -> Matrix:
@@ -152,12 +160,14 @@ def _with_liar(distances: Matrix, rows: Sequence[Tensor], said: Tensor, places: 
     return result
 
 
-def _aggregate(pulls: Sequence[_Pull], results: Floats, start: int, end: int) -> None:
+def _aggregate(
+    pulls: Sequence[_Pull], recipes: Sequence[Recipe], results: Floats, start: int, end: int
+) -> None:
     """Fills the columns from `start` to `end` of `results`; block by block, all peers on one block."""
-    if not pulls:
+    if not pulls or start == end:
         return
     workspace = Workspace()
-    cooks = [Cook(pull.recipe, results.dtype, workspace) for pull in pulls]
+    cooks = [Cook(recipe, results.dtype, workspace) for recipe in recipes]
     largest = np.finfo(results.dtype).max
     columns = columns_of(len(pulls[0].rows), results.itemsize)
     for first in range(start, end, columns):

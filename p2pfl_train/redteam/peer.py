@@ -19,7 +19,7 @@ from p2pfl_train.datasets.examples import Examples
 from p2pfl_train.errors import UsageError
 from p2pfl_train.learner import fresh_model, make_optimiser, take_step
 from p2pfl_train.task import Batch, Task
-from p2pfl_train.tensors import is_finite, stored_tensors
+from p2pfl_train.tensors import buffer_names, is_finite, stored_tensors
 from p2pfl_train.weights import TensorFile
 
 
@@ -68,8 +68,8 @@ class Peer:
         return math.nan
 
     def weights(self) -> Tensor:
-        """All floating-point tensors, one after the other by name; shape (parameters,)."""
-        return torch.cat([tensor.reshape(-1) for tensor in self._floating()])
+        """All floating-point tensors, by name, parameters first; shape (numbers,)."""
+        return torch.cat([tensor.reshape(-1) for _, tensor in self._floating()])
 
     def draws_at_random(self, training: TrainingOptions) -> bool:
         """Whether a step uses torch's random state, as dropout does; found by trying, on a copy."""
@@ -82,33 +82,41 @@ class Peer:
             model(self.task.preprocess(inputs))
             return not torch.equal(before, torch.get_rng_state())
 
+    @property
+    def parameters(self) -> int:
+        """How many of the numbers in a row are parameters; what follows are buffers."""
+        buffers = buffer_names(self.model)
+        return sum(tensor.numel() for name, tensor in self._floating() if name not in buffers)
+
     def variances(self) -> list[slice]:
         """Where running variances are in a row."""
         found, start = [], 0
-        for name, tensor in stored_tensors(self.model).items():
-            if tensor.is_floating_point():
-                if name.rpartition(".")[2] == "running_var":
-                    found.append(slice(start, start + tensor.numel()))
-                start += tensor.numel()
+        for name, tensor in self._floating():
+            if name.rpartition(".")[2] == "running_var":
+                found.append(slice(start, start + tensor.numel()))
+            start += tensor.numel()
         return found
 
     def row_of(self, file: TensorFile) -> Tensor:
         """A model file of the same layout in the form that `weights` gives."""
-        names = [name for name, tensor in stored_tensors(self.model).items() if tensor.is_floating_point()]
-        pieces = [piece.clone() for name in names for piece in file.pieces(name)]
+        pieces = [piece.clone() for name, _ in self._floating() for piece in file.pieces(name)]
         return torch.cat(pieces)
 
     @torch.no_grad()
     def load(self, row: Tensor) -> None:
         """Takes weights in the form that `weights` gives; counters stay as they are."""
         start = 0
-        for tensor in self._floating():
+        for _, tensor in self._floating():
             tensor.copy_(row[start : start + tensor.numel()].view(tensor.shape))
             start += tensor.numel()
 
-    def _floating(self) -> list[Tensor]:
-        tensors = [tensor for tensor in stored_tensors(self.model).values() if tensor.is_floating_point()]
-        if len({tensor.dtype for tensor in tensors}) != 1 or tensors[0].dtype.itemsize < 4:
+    def _floating(self) -> list[tuple[str, Tensor]]:
+        stored = stored_tensors(self.model)
+        buffers = buffer_names(self.model)
+        names = sorted(stored, key=lambda name: (name in buffers, name))
+        tensors = [(name, stored[name]) for name in names if stored[name].is_floating_point()]
+        types = {tensor.dtype for _, tensor in tensors}
+        if len(types) != 1 or min(dtype.itemsize for dtype in types) < 4:
             raise UsageError("a simulation needs a model whose tensors are all float32, or all float64")
         return tensors
 

@@ -31,7 +31,7 @@ class RayCrew:
     def begin(self, setting: Setting, mine: Sequence[int]) -> Any:
         """The weights that all start from. Not in the constructor: what fails there Ray does not hand on."""
         self._crew = Crew(setting, mine)
-        return self._crew.initial.numpy(), self._crew.variances
+        return self._crew.initial.numpy(), self._crew.variances, self._crew.parameters
 
     def train(self, number: int) -> Any:
         rows, losses = self._crew.train(number)
@@ -77,7 +77,7 @@ class RayEngine:
             begun = [
                 crew.begin.remote(setting, part) for crew, part in zip(self._crews, self._parts, strict=True)
             ]
-            initial, self.variances = self._get(begun)[0]
+            initial, self.variances, self.parameters = self._get(begun)[0]
         except BaseException:
             self.close()
             raise

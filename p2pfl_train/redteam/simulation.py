@@ -39,6 +39,7 @@ class Engine(Protocol):
         """See `Crew`, as the rest."""
 
     variances: list[slice]
+    parameters: int
 
     def train(self, number: int) -> tuple[Tensor, list[float]]: ...
 
@@ -135,7 +136,8 @@ def _round(setting: Setting, engine: Engine, liars: Liars, number: int) -> tuple
         said, factor = liars.speak(crowd, number, lambda push: search(setting, crowd, push, number))
         # What depends on the receiver is said to each: until then a liar says the mean.
         published[list(setting.liars)] = plausible(crowd.mean if said is None else said, engine.variances)
-    distances = distances_of(published, honest) if setting.defence.rule.needs_distances else None
+    learned = published[:, : engine.parameters]
+    distances = distances_of(learned, honest) if setting.defence.rule.needs_distances else None
     engine.settle(published, distances, number)
     told = [loss for index, loss in zip(engine.members, losses, strict=True) if index in set(honest)]
     loss = float(np.mean(told))

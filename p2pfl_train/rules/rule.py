@@ -68,6 +68,17 @@ class Rule:
         weights = mixing if recipe.weights is None else recipe.weights @ mixing
         return Recipe(weights, recipe.trim)
 
+    def for_buffers(self, votes: Votes, recipe: Recipe) -> Recipe:
+        """What to do with what is no parameter, given the recipe for those.
+
+        Statistics and counters differ among the honest by as much as it pleases them, so they are
+        left out of distances: in their shadow any parameters would be near. Nor are they taken from
+        whom the parameters speak for, but are trimmed coordinate by coordinate.
+        """
+        if not self.withstands_liars:
+            return recipe
+        return Recipe(None, trim=votes.byzantine if self.needs_byzantine else (votes.count - 1) // 2)
+
 
 FEDAVG = Rule("fedavg")
 ROBUST = Rule("trimmed_mean", mixes=True)

@@ -126,6 +126,13 @@ class Fields:
             raise self._wrong(name, f"a whole number from {low} to {high}")
         return value
 
+    def integer_or_none(self, name: str) -> int | None:
+        """A count that may be missing, or null."""
+        if self._left.get(name) is None:
+            self._left.pop(name, None)
+            return None
+        return self.integer(name)
+
     def number(self, name: str, *, low: float = 0.0, high: float = 1e15) -> float:
         value = self._left.pop(name, None)
         if not isinstance(value, int | float) or isinstance(value, bool):

@@ -222,10 +222,18 @@ class AggregateAnswer:
     seconds: float
     """From the request seen to this answer."""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    drawn: int | None = None
+    """Peers that were asked for their model; None from a daemon that does not say, as the next two."""
+    drawable: int | None = None
+    """Peers of the task that could be drawn."""
+    undecided: int | None = None
+    """Live peers that publish nothing yet, and may be of the task."""
 
     def to_json(self) -> dict[str, Any]:
+        counts = {"drawn": self.drawn, "drawable": self.drawable, "undecided": self.undecided}
         return {
             **self.extra,
+            **{name: count for name, count in counts.items() if count is not None},
             "contract": CONTRACT_VERSION,
             "instance": self.instance,
             "round": self.round,
@@ -249,6 +257,9 @@ class AggregateAnswer:
             candidates=fields.integer("candidates"),
             peers=fields.integer("peers"),
             seconds=fields.number("seconds"),
+            drawn=fields.integer_or_none("drawn"),
+            drawable=fields.integer_or_none("drawable"),
+            undecided=fields.integer_or_none("undecided"),
             extra=fields.extra,
         )
 

@@ -147,7 +147,7 @@ def test_a_round_ends_as_soon_as_it_has_what_was_wanted() -> None:
     assert rounds.done == []
     rounds.finish(0, 0.7)
     fetched = (rounds.fetches[1].fetch, rounds.fetches[0].fetch)
-    assert rounds.done == [CollectionDone(1, fetched, (), 5, 5, 0.7)]
+    assert rounds.done == [CollectionDone(1, fetched, (), 5, 5, 0.7, drawn=2, drawable=5)]
     assert len(rounds.fetches) == 2
     assert rounds.collector.wakeup() is None
 
@@ -375,6 +375,38 @@ def test_only_peers_that_publish_the_task_are_candidates(asked: TaskDigest, cand
     assert (done.candidates, len(done.fetched), done.peers) == (candidates, candidates, 4)
 
 
+def suspect(network: Network, asker: Peer, *others: Peer) -> None:
+    """A member says to `asker` that these do not answer."""
+    told = tuple(replace(peer.node.membership.me, status=Status.SUSPECT) for peer in others)
+    sender = Sender(others[0].node.membership.me)
+    network.call(asker, Ping(sender, asker.id, network.address(asker), told), others[0].machine.lan[0])
+
+
+def test_whom_only_others_suspect_stays_in_the_draw() -> None:
+    """Else one slanderer would decide whose models are averaged."""
+    network = Network(8)
+    asker, *others = published(network, [None, TASK, TASK, TASK])
+    suspect(network, asker, *others[:2])
+    network.handle(asker, Ask(1, 3, 5.0, TASK))
+    network.run(1)
+    (done,) = asker.of(CollectionDone)
+    assert isinstance(done, CollectionDone)
+    assert (done.candidates, len(done.fetched), done.drawn, done.drawable) == (3, 3, 3, 3)
+
+
+def test_a_round_says_how_many_were_asked_and_who_may_come_yet() -> None:
+    network = Network(8)
+    asker, *others = published(network, [None, TASK, TASK, TASK, OTHER_TASK, None, None])
+    network.kill(others[0])
+    network.handle(asker, Ask(1, 2, 5.0, TASK))
+    network.run(6)
+    (done,) = asker.of(CollectionDone)
+    assert isinstance(done, CollectionDone)
+    assert len(done.fetched) == 2
+    assert 2 <= done.drawn <= 3
+    assert (done.drawable, done.undecided) == (3, 2)
+
+
 @pytest.mark.parametrize("asked", [TASK, None])
 @pytest.mark.parametrize(("suspected", "candidates"), [(1, 2), (2, 1), (3, 3)])
 def test_suspects_are_asked_when_there_is_nobody_else(
@@ -382,9 +414,9 @@ def test_suspects_are_asked_when_there_is_nobody_else(
 ) -> None:
     network = Network(8)
     asker, *others = published(network, [None, TASK, TASK, TASK])
-    told = tuple(replace(p.node.membership.me, status=Status.SUSPECT) for p in others[:suspected])
-    sender = Sender(others[0].node.membership.me)
-    network.call(asker, Ping(sender, asker.id, network.address(asker), told), others[0].machine.lan[0])
+    suspect(network, asker, *others[:suspected])
+    for peer in others[:suspected]:
+        asker.node.membership.table.witness(peer.id, 0, refused=False)  # our own probe has failed too
     network.handle(asker, Ask(1, 5, 5.0, asked))
     network.run(1)
     (done,) = asker.of(CollectionDone)
@@ -396,17 +428,16 @@ def test_suspects_are_asked_when_there_is_nobody_else(
 def test_suspects_are_asked_when_all_others(silent: bool) -> None:
     """And not before: who is suspected may well be dead, and cost the rest of the time."""
     network = Network(8)
-    asker, suspect, *others = published(network, [None, TASK, TASK, TASK])
-    told = (replace(suspect.node.membership.me, status=Status.SUSPECT),)
-    sender = Sender(others[0].node.membership.me)
-    network.call(asker, Ping(sender, asker.id, network.address(asker), told), others[0].machine.lan[0])
+    asker, lost, *others = published(network, [None, TASK, TASK, TASK])
+    suspect(network, asker, lost)
+    asker.node.membership.table.witness(lost.id, 0, refused=False)
     for peer in others:
         if silent:
             peer.frozen = True
         else:
             network.kill(peer)
     network.handle(asker, Ask(1, 1, 10.0, TASK))
-    assert suspect.id not in [output.peer_id for output in asker.of(Fetch) if isinstance(output, Fetch)]
+    assert lost.id not in [output.peer_id for output in asker.of(Fetch) if isinstance(output, Fetch)]
     network.run(10)
     (done,) = asker.of(CollectionDone)
     assert isinstance(done, CollectionDone)

@@ -247,6 +247,7 @@ class CollectorMachine(RuleBasedStateMachine):
         assert list(done.fetched) == current.done, "in the order in which they finished"
         assert not self.open, "nothing goes on after the answer"
         assert done.candidates == len(current.candidates)
+        assert done.drawn >= len(current.tried), "also those who were overtaken"
         assert self.now <= current.deadline
         complete = current.missing <= 0
         exhausted = current.tried == current.candidates and not current.busy

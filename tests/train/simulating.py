@@ -69,6 +69,7 @@ class Halves:
         everyone = members(setting)
         self._crews = [Crew(setting, everyone[0::2]), Crew(setting, everyone[1::2])]
         self.variances = self._crews[0].variances
+        self.parameters = self._crews[0].parameters
 
     @property
     def members(self) -> tuple[int, ...]:

@@ -412,3 +412,21 @@ def test_counters_of_a_peer_without_samples_are_not_a_liars_to_choose(tmp_path: 
     aggregate(own, 0, contributions, rule, 1)
     for name, tensor in own.items():
         assert torch.equal(tensor, honest[name]), name
+
+
+@pytest.mark.parametrize("rule", ROBUST_ONES, ids=str)
+def test_what_is_no_parameter_hides_no_lie(tmp_path: Path, rule: Rule) -> None:
+    """Counters in which honest peers differ a thousandfold, and a liar whose counter is in the middle."""
+    generator = torch.Generator().manual_seed(3)
+    models = [
+        {"seen": torch.full((4,), 1000.0 * index), "w": 0.1 * torch.randn(40, generator=generator)}
+        for index in range(8)
+    ]
+    models[4]["w"] += 30  # its counter is the median
+    models[7]["seen"] = torch.full((4,), 1e30)  # and another lies about the counter alone
+    own, *others = models
+    contributions = contribute(tmp_path, others, [1] * len(others))
+    honest = [model["seen"][0] for model in models[:7]]
+    aggregate(own, 1, contributions, rule, 2, {"seen"})
+    assert float(own["w"].abs().max()) < 1
+    assert min(honest) <= float(own["seen"][0]) <= max(honest)

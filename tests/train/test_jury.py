@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from p2pfl_train.aggregate import Checked
 from p2pfl_train.config import AggregationOptions, ExchangeOptions
 from p2pfl_train.errors import TooFewModels
 from p2pfl_train.exchange import Outcome
-from p2pfl_train.liars import byzantine_among
+from p2pfl_train.liars import Jury, byzantine_among
 from p2pfl_train.rules.rule import ROBUST, parse_rule
 from p2pfl_train.tensors import digest_of
 from tests.train.fake_daemon import FakeDaemon, Offer, peer_id
@@ -28,7 +29,7 @@ SHARE = AggregationOptions(ROBUST, expected=0.1, rounds=200)
 FIXED = AggregationOptions(ROBUST, byzantine=3)
 
 
-def outcome(models: int, failed: int = 0, refused: int = 0, candidates: int = 0) -> Outcome:
+def outcome(models: int, failed: int = 0, refused: int = 0, candidates: int = 0, **counts: Any) -> Outcome:
     """A round in which so many models came, of which so many were refused."""
     manifest = Manifest(1, 1, "ab" * 32, "cd" * 32)
     answer = AggregateAnswer(
@@ -39,6 +40,7 @@ def outcome(models: int, failed: int = 0, refused: int = 0, candidates: int = 0)
         candidates=candidates,
         peers=candidates,
         seconds=0.1,
+        **counts,
     )
     refusals = tuple(Refusal(peer_id(i), "cd" * 32, "NaN") for i in range(refused))
     return Outcome(1, answer, Checked((), refusals), None)
@@ -62,6 +64,40 @@ def test_who_failed_was_perhaps_honest() -> None:
 
 def test_fewer_models_than_asked_do_not_make_fewer_liars() -> None:
     assert byzantine_among(SHARE, outcome(8, candidates=99), 15) == 7
+
+
+def test_who_was_overtaken_was_drawn_too() -> None:
+    assert byzantine_among(SHARE, outcome(15, candidates=99, drawn=25), 15) == 9
+
+
+def test_the_share_is_of_all_that_may_be_of_the_task() -> None:
+    """Three have published, and 97 have not yet: all three may be liars."""
+    few = outcome(3, candidates=3, drawn=3, drawable=3, undecided=96)
+    with pytest.raises(TooFewModels, match="3 of 4 models may be liars'"):
+        byzantine_among(SHARE, few, 15)
+    assert byzantine_among(SHARE, outcome(3, candidates=3, drawn=3, drawable=3, undecided=0), 15) == 1
+
+
+def test_peers_that_were_only_heard_of_make_no_more_liars() -> None:
+    heard = outcome(10, candidates=319, drawn=10, drawable=25, undecided=0)
+    assert byzantine_among(SHARE, heard, 10) == 3
+
+
+def test_liars_that_fail_are_no_veto_for_long() -> None:
+    """A hundred peers, twenty liars that never answer: the next rounds ask for more."""
+    options = AggregationOptions(ROBUST, expected=0.2)
+    jury = Jury(options, 30, lambda text: None)
+    assert jury.ask(own_vote=True) == 30
+    jury._ask_more(outcome(30, failed=8, candidates=99, drawn=38, drawable=99, undecided=0))
+    asked = jury.ask(own_vote=True)
+    assert asked > 30
+    f = byzantine_among(options, outcome(asked, failed=8, candidates=99, drawn=asked + 8), asked)
+    assert asked + 1 >= ROBUST.least_votes(f)
+
+
+def test_who_has_no_vote_asks_for_one_more() -> None:
+    assert Jury(SHARE, 15, lambda text: None).ask(own_vote=False) == 16
+    assert Jury(AggregationOptions(), 15, lambda text: None).ask(own_vote=False) == 15
 
 
 @given(models=st.integers(1, 30), failed=st.integers(0, 30), candidates=st.integers(1, 200))

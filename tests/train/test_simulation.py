@@ -22,7 +22,6 @@ from p2pfl_train.redteam.options import Defence
 from p2pfl_train.redteam.simulation import distances_of, members, simulate
 from p2pfl_train.rules.rule import parse_rule
 from p2pfl_train.tasks import TaskOptions
-from p2pfl_train.tensors import stored_tensors
 from tests.processes import ROOT
 from tests.train import naive_rules as naive
 from tests.train.simulating import SMALL, Halves, Listening, accuracies, build_shard, make, run, weights_after
@@ -187,9 +186,7 @@ def test_no_liar_publishes_what_every_peer_would_refuse() -> None:
     simulate(setting, crew)
     peer = next(iter(crew._peers.values()))
     start = 0
-    for name, tensor in stored_tensors(peer.model).items():
-        if not tensor.is_floating_point():
-            continue
+    for name, tensor in peer._floating():
         if name.endswith("running_var"):
             for published in crew.heard:
                 assert bool((published[:, start : start + tensor.numel()] >= 0).all()), name
