@@ -37,6 +37,8 @@ from p2pfl_train.weights import PIECE_BYTES, TensorFile, open_checked
 MAX_SAMPLES_RATIO = 10
 """A sender counts at most this many times what we count, whatever it claims; a guess that lets honest
 peers differ tenfold and keeps a liar from replacing our model."""
+TOO_FAR = 100.0
+"""Times farther than others are from each other; distances between those are then 1 % wrong in float32."""
 MAPPED_BYTES = 32 << 20
 """Of all files together this much is mapped at a time."""
 
@@ -158,17 +160,26 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _distances(own: Mapping[str, Tensor], sources: Sequence[_Source]) -> Matrix:
     """Squared distances between the votes over all floating-point tensors.
 
-    Seen from the own model, or, where that has no vote, from the median of each coordinate: it lies
-    among the honest, wherever the own weights and the liars are.
+    Seen from the own model. Where that has no vote, or is so far from the others that float32 could
+    not tell these apart, from the median of each coordinate: it lies among the honest, wherever the
+    own weights and the liars are.
     """
-    votes_itself = sources[0].file is None
-    distances = Distances(len(sources) + (not votes_itself))
+    if sources[0].file is None:
+        squared = _seen_from(own, sources, from_median=False)
+        others = squared[1:, 1:][~np.eye(len(sources) - 1, dtype=bool)]
+        if not others.size or squared[0, 1:].min() <= TOO_FAR**2 * np.median(others):
+            return squared
+    return _seen_from(own, sources, from_median=True)
+
+
+def _seen_from(own: Mapping[str, Tensor], sources: Sequence[_Source], *, from_median: bool) -> Matrix:
+    distances = Distances(len(sources) + from_median)
     columns, median = Columns(), np.empty(0)
     for name, tensor in own.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         for rows, _ in _blocks(name, tensor.contiguous().view(-1), sources):
-            if votes_itself:
+            if not from_median:
                 distances.add(rows)
                 continue
             if median.shape != rows[0].shape or median.dtype != rows[0].dtype:
@@ -176,7 +187,7 @@ def _distances(own: Mapping[str, Tensor], sources: Sequence[_Source]) -> Matrix:
             columns.trimmed_mean(rows, (len(rows) - 1) // 2, median)
             distances.add([median, *rows])
     squared = distances.squared()
-    return squared if votes_itself else squared[1:, 1:]
+    return squared[1:, 1:] if from_median else squared
 
 
 def _cook(name: str, flat: Tensor, sources: Sequence[_Source], recipe: Recipe) -> None:

@@ -25,6 +25,7 @@ from p2pfl_train.config import TrainingOptions
 from p2pfl_train.exchange import Exchange, Wish, next_round
 from p2pfl_train.learner import Learner
 from p2pfl_train.redteam.attacks import KINDS, Attack, Liars, parse_attack
+from p2pfl_train.redteam.crew import CLAIMED_SAMPLES
 from p2pfl_train.redteam.peer import Peer, flipped, plausible
 from p2pfl_train.report import CycleRecord
 from p2pfl_train.startup import TaskSource, make_learner, receive_task
@@ -35,8 +36,6 @@ from scripts.signals import StopSignals
 
 FACTOR = 1.5
 """Of a direction whose factor is searched in a simulation: here the rule of the others is not known."""
-CLAIMED_SAMPLES = 1_000_000
-"""As heavy as the receivers' bound lets it be."""
 DEADLINE_S = 5.0
 TASK_PATIENCE_S = 300.0
 LOCAL_STEPS = 10

@@ -29,6 +29,9 @@ from p2pfl_train.tasks import build_tasks
 T = TypeVar("T")
 R = TypeVar("R")
 
+CLAIMED_SAMPLES = 1_000_000
+"""What a liar says that it has."""
+
 
 class Crew:
     """The peers of `members`, by their indices in the setting; each process of a simulation has one."""
@@ -47,6 +50,11 @@ class Crew:
         self._samples = [size_of(task.train) for task in tasks]
         if not all(self._samples):
             raise UsageError("each simulated peer needs training data")
+        if setting.attack.name != "none":  # as heavy as a receiver lets them be
+            self._samples = [
+                CLAIMED_SAMPLES if index in self._liars else samples
+                for index, samples in enumerate(self._samples)
+            ]
         self._peers = {index: self._peer(tasks[index], index) for index in self.members}
         some = next(iter(self._peers.values()))
         self._draws_at_random = some.draws_at_random(setting.training)

@@ -119,8 +119,7 @@ def krum(votes: Votes) -> Recipe:
 def multi_krum(votes: Votes) -> Recipe:
     """The mean of the n - f models with the least scores of `krum`.
 
-    Breakdown point f with 2f + 2 < n. Blanchard et al., NeurIPS 2017, section 4 (multi-Krum with
-    m = n - f, as in El Mhamdi et al., ICML 2018).
+    Breakdown point f with 2f + 2 < n. Blanchard et al., NeurIPS 2017, section 4: multi-Krum, with m = n - f.
     """
     scores = geometry.krum_scores(votes.known_distances, votes.byzantine)
     return _weighted(geometry.best(scores, votes.count - votes.byzantine))

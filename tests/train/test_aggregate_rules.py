@@ -430,3 +430,19 @@ def test_what_is_no_parameter_hides_no_lie(tmp_path: Path, rule: Rule) -> None:
     aggregate(own, 1, contributions, rule, 2, {"seen"})
     assert float(own["w"].abs().max()) < 1
     assert min(honest) <= float(own["seen"][0]) <= max(honest)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in ROBUST_ONES if rule.needs_distances], ids=str)
+def test_an_own_model_far_away_does_not_blur_the_others(tmp_path: Path, rule: Rule) -> None:
+    """A newcomer's weights are far from all; which of the others is a liar must show all the same."""
+    generator = torch.Generator().manual_seed(4)
+    base = torch.randn(2000, generator=generator)
+    others = [{"w": base + 1e-3 * torch.randn(2000, generator=generator)} for _ in range(6)]
+    liar = {"w": base + 1e-2}
+    contributions = contribute(tmp_path, [*others[:3], liar, *others[3:]], [1] * 7)
+    own = {"w": base + 30 * torch.randn(2000, generator=generator)}
+    mine = copy_of(own)
+    aggregate(own, 1, contributions, rule, 2)
+    points = np.stack([numbers(model) for model in [mine, *others[:3], liar, *others[3:]]])
+    wanted = naive.apply(str(rule), points, 2, np.full(8, 1 / 8), 0)
+    assert float(np.abs(numbers(own) - wanted).max()) < 1e-4
