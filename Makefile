@@ -95,7 +95,7 @@ $(RIVALS_STAMP): $(STAMP)
 	@flower=0; $(TO_RIVALS) $(FLOWER) 2>/dev/null || flower=1; \
 		if $(TO_RIVALS) $(BYZPY) 2>/dev/null && [ $$flower = 0 ]; then touch $@; fi
 
-attack: $(STAMP) ## your task under every kind of liar; fails when honest peers end below BOUND: [DATA= DATA_DIR= MODEL= BOUND=0.85 SEEDS=0,1 GRID=mnist OUT= ARGS=]
+attack: $(STAMP) ## your task under every kind of liar; fails when honest peers end below BOUND: [DATA= DATA_DIR= MODEL= BOUND=0.85 SEEDS=0 GRID=gate|mnist OUT= ARGS=]
 	@$(SCRIPTS) attack $(call option,data,DATA) $(call option,data-dir,DATA_DIR) $(call option,model,MODEL) \
 		$(call option,bound,BOUND) $(call option,seeds,SEEDS) $(call option,grid,GRID) $(call option,out,OUT) \
 		$(call option,args,ARGS)

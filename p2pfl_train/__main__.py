@@ -49,7 +49,7 @@ EPILOG = (
     "Exit codes: 0 done, also after SIGTERM or Ctrl-C; 2 wrong usage; 3 the state directory cannot be "
     "used; 4 no daemon, or no task from the network; 6 the data; 7 the model; 8 the weights; 9 liars may "
     "win: a plan that is not safe, an accuracy below its bound; 130 stopped at once by a second "
-    "Ctrl-C, a simulation by the first."
+    "Ctrl-C, a simulation by any signal."
 )
 
 app = typer.Typer(

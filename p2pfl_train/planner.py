@@ -19,6 +19,8 @@ from functools import lru_cache
 from p2pfl_train.errors import UsageError
 
 MAX_PEERS = 10_000
+FEWEST_PEERS = 3
+"""Two honest ones and a liar."""
 DEFAULT_RISK = 0.05
 DEFAULT_ROUNDS = 1000
 """The run that a trainer without an end plans for; b̂ grows with the logarithm of it."""
@@ -136,6 +138,12 @@ def smallest_safe(network: Network) -> Plan | None:
     return plan(network, candidates[at]) if at < len(candidates) else None
 
 
+def advised(network: Network) -> int:
+    """The smallest safe fan-out; all others where none is."""
+    safe = smallest_safe(network)
+    return network.peers - 1 if safe is None else safe.fan_out
+
+
 def _is_safe(network: Network, fan_out: int) -> bool:
     chance = tail(network.peers - 1, network.byzantine, fan_out, fan_out // 2)
     return _ever(chance, network.draws) <= network.risk
@@ -161,13 +169,23 @@ def reckoned(network: Network, expected: float | None) -> Network:
 
 def refusal(network: Network, found: Plan) -> str:
     """Why a plan is not safe, and what would be."""
-    safe = smallest_safe(network)
-    remedy = (
-        f"ask {safe.fan_out} or more (--fan-out {safe.fan_out})"
-        if safe is not None
-        else "no fan-out is safe with so many liars: keep them out (private network, --trust approve)"
-    )
     return (
         f"{found.effective} of {found.votes} models may be liars' when {found.fan_out} are pulled from "
-        f"{network.peers} peers with {network.byzantine} liars over {network.rounds} rounds: {remedy}"
+        f"{network.peers} peers with {_liars(network.byzantine)} over {network.rounds} rounds: "
+        f"{_remedy(network, found)}"
     )
+
+
+def _remedy(network: Network, found: Plan) -> str:
+    safe = smallest_safe(network)
+    if safe is not None:
+        # An odd fan-out may be unsafe where the even one before it is not; the next even one is safe too.
+        fan_out = max(safe.fan_out, found.fan_out + 1)
+        return f"ask {fan_out} (--fan-out {fan_out})"
+    if network.peers < FEWEST_PEERS:
+        return f"at least {FEWEST_PEERS} peers are needed to outvote a liar"
+    return "no fan-out is safe with so many liars: keep them out (a network key, trusted peers only)"
+
+
+def _liars(count: int) -> str:
+    return "1 liar" if count == 1 else f"{count} liars"

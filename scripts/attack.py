@@ -1,7 +1,7 @@
 """`make attack`: your task, your rule, and liars of every kind; fails when honest peers end below a bound.
 
 Many peers in one process (`p2pfl-train simulate`), once for each cell of a grid. The report has mean and
-worst accuracy of the honest, beside plain averaging under the same attacks.
+worst accuracy of the honest, beside plain averaging without liars and under those that ruin it.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def _draw_rows(axes: Axes, rows: Sequence[Cell | str], done: Mapping[str, Mappin
         found = done[row.name]
         labels.append(f"{row.attack}, {row.aggregate}, {found['fan_out'] + 1} models, seed {row.seed}")
         axes.plot([found["worst"], found["mean"]], [place, place], color="#bbbbbb", linewidth=2, zorder=1)
-        axes.plot(found["worst"], place, "o", color=WORST_COLOUR, markersize=5)
+        axes.plot(found["worst"], place, "o", color=WORST_COLOUR, markersize=8, markerfacecolor="none")
         axes.plot(found["mean"], place, "o", color=OKABE_ITO[0], markersize=5)
         if row.worst_at_least is not None:
             axes.plot(row.worst_at_least, place, "|", color="#000000", markersize=9)
@@ -66,4 +66,4 @@ def _draw_rows(axes: Axes, rows: Sequence[Cell | str], done: Mapping[str, Mappin
     axes.grid(visible=False, axis="y")
     axes.invert_yaxis()
     axes.set_xlim(-0.01, 1.01)
-    axes.set_xlabel("accuracy of honest peers: mean (blue), worst (orange), bound of the worst (bar)")
+    axes.set_xlabel("accuracy of honest peers: mean (dot), worst (ring), bound of the worst (bar)")

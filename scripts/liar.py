@@ -39,6 +39,7 @@ FACTOR = 1.5
 DEADLINE_S = 5.0
 TASK_PATIENCE_S = 300.0
 LOCAL_STEPS = 10
+MAX_PAUSE_S = 3600.0
 EPILOG = "exit codes: as for p2pfl-train run"
 
 
@@ -74,7 +75,12 @@ def main(program: str, arguments: Sequence[str], signals: StopSignals) -> int:
     options = build_parser(program).parse_args(arguments)
     attack = parse_attack(options.attack)
     if attack.name not in _possible():
-        raise WrongUsage(f"--attack {options.attack}: a daemon serves one model to all; use {_possible()}")
+        possible = ", ".join(_possible())
+        raise WrongUsage(
+            f"--attack {options.attack}: a daemon serves one model to all; use one of {possible}"
+        )
+    if not 0 < options.every <= MAX_PAUSE_S:
+        raise WrongUsage(f"--every {options.every} must be above 0, at most {MAX_PAUSE_S:g} seconds")
     if attack.kind.flips_labels and options.data is None:
         raise WrongUsage("--attack label-flip learns: give it --data")
     torch.set_num_threads(1)
@@ -145,4 +151,7 @@ def _lie(
                     said = spoken
                 mouth.load(plausible(said[0], mouth.variances()))
                 learner.publish({})
+                print(
+                    f"version {learner.counters.version}: {attack}, made of {len(models)} models", flush=True
+                )
         exchange.pause(every_s, stop)

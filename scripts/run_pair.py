@@ -163,6 +163,8 @@ def _follow(pair: pairs.Pair, watcher: watching.Watcher, daemon: watching.Tail, 
             seen = watcher.look()
             accuracies = _accuracies(seen.accuracy_trained, seen.accuracy_averaged)
             why = _why_nothing(pair) if seen.peers_known and not seen.models else ""
+            if seen.too_few:
+                why = f", now too few to outvote liars (why: {pair.state.trainer_log})"
             averaged = f"{seen.models} models averaged{why}"
             say(f"cycle {seen.cycle}, {seen.peers_known} peers, {averaged}, {accuracies}")
 

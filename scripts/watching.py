@@ -29,6 +29,8 @@ class Figures:
     rounds_failed: int = 0
     accuracy_trained: float | None = None
     accuracy_averaged: float | None = None
+    too_few: bool = False
+    """Whether the last models that came were left out, as too few to outvote liars."""
     final: CycleLine | None = None
     """The last line of this life: measured on all evaluation examples."""
 
@@ -84,6 +86,8 @@ class Watcher:
         figures = self.figures
         figures.cycle = line.cycle or figures.cycle
         figures.models += line.models or 0
+        if line.models or record.get("too_few"):
+            figures.too_few = not line.models
         figures.rounds_failed += line.failed
         if line.accuracy_trained is not None:
             figures.accuracy_trained = line.accuracy_trained

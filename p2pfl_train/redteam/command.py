@@ -34,13 +34,17 @@ MAX_WORKERS = 1024
 Peers = Annotated[int, typer.Option(help="All peers, liars included.", rich_help_panel=_NETWORK)]
 Byzantine = Annotated[int, typer.Option(help="Liars among them.", rich_help_panel=_NETWORK)]
 Rounds = Annotated[int, typer.Option(help="Rounds of the run.", rich_help_panel=_NETWORK)]
+PlannedFanOut = Annotated[
+    int | None,
+    typer.Option(help="Models to pull; by default the fewest that are safe.", rich_help_panel=_NETWORK),
+]
 
 
 def plan(
     peers: Peers,
     byzantine: Byzantine,
     rounds: Rounds = planner.DEFAULT_ROUNDS,
-    fan_out: opt.FanOut = 15,
+    fan_out: PlannedFanOut = None,
     risk: opt.Risk = planner.DEFAULT_RISK,
     model_mb: Annotated[float, typer.Option("--model-mb", help="Size of a model in MB.")] = MODEL_MB,
     as_json: opt.Json = False,
@@ -51,6 +55,7 @@ def plan(
     """
     network = planner.Network(peers, byzantine, rounds, risk)
     network.check()
+    fan_out = planner.advised(network) if fan_out is None else fan_out
     if not 1 <= fan_out < peers:
         raise UsageError(f"--fan-out {fan_out} must be from 1 to the other peers, {peers - 1}")
     if not 0 < model_mb <= 1e6:
@@ -122,7 +127,7 @@ def simulate(
         ),
     ] = "alie",
     aggregate: opt.AggregateRule = None,
-    fan_out: opt.FanOut = 15,
+    fan_out: PlannedFanOut = None,
     expect_byzantine: opt.ExpectByzantine = None,
     risk: opt.Risk = planner.DEFAULT_RISK,
     rounds: Rounds = 200,
@@ -188,7 +193,10 @@ def simulate(
             byzantine=byzantine,
             attack=parse_attack(attack),
             defence=defend(
-                ROBUST if aggregate is None else parse_rule(aggregate), network, fan_out, expect_byzantine
+                ROBUST if aggregate is None else parse_rule(aggregate),
+                network,
+                planner.advised(planner.reckoned(network, expect_byzantine)) if fan_out is None else fan_out,
+                expect_byzantine,
             ),
             task=TaskOptions(
                 data=data,
@@ -212,6 +220,7 @@ def simulate(
         setting.check()
         outcome = _run(setting, _Engines(engine, workers, ray_address), out, as_json, stop)
     if stop():
+        Console(stderr=True).print(f"interrupted in round {outcome.final.round} of {rounds}")
         raise typer.Exit(EXIT_INTERRUPTED)
     if bound is not None and outcome.final.worst < bound:
         raise Unsafe(f"the worst honest accuracy is {outcome.final.worst:.4f}, below --bound {bound:g}")

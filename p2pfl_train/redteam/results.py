@@ -28,7 +28,8 @@ PICTURE = "simulation.png"
 def title(setting: Setting) -> str:
     """The setting in one line, as a person would say it."""
     defence = setting.defence
-    liars = f"{setting.byzantine} liars ({setting.attack})" if setting.byzantine else "no liars"
+    several = "" if setting.byzantine == 1 else "s"
+    liars = f"{setting.byzantine} liar{several} ({setting.attack})" if setting.byzantine else "no liars"
     return (
         f"{setting.peers} peers, {liars}, {defence.rule} of {defence.fan_out} + 1 models, "
         f"f = {defence.byzantine}, {setting.task.data} {setting.task.partition}, seed {setting.seed}"
@@ -154,8 +155,14 @@ def _curves(figure: Figure, outcomes: Sequence[Outcome]) -> None:
         worst = [measured.worst for measured in outcome.measured]
         name = f"{outcome.setting.attack}, {outcome.setting.defence.rule}" if len(outcomes) > 1 else "mean"
         axes.fill_between(rounds, worst, means, color=colour, alpha=0.12, linewidth=0)
-        axes.plot(rounds, means, color=colour, label=name)
-        axes.plot(rounds, worst, color=colour, linestyle=(0, (5, 1.6)), label="worst" if index == 0 else None)
+        axes.plot(rounds, means, color=colour, marker="o", markersize=3, label=name)
+        dashed: dict[str, Any] = {
+            "linestyle": (0, (5, 1.6)),
+            "marker": "o",
+            "markersize": 3,
+            "markerfacecolor": "white",
+        }
+        axes.plot(rounds, worst, color=colour, label="worst" if index == 0 else None, **dashed)
     axes.set_xlabel("round")
     axes.set_ylabel("accuracy of honest peers")
     axes.set_ylim(0, 1.01)

@@ -53,8 +53,9 @@ class Rule:
         least = self.least_votes(byzantine)
         if votes < least:
             raise TooFewModels(
-                f"{self} withstands {byzantine} liars among at least {least} models, the own one included, "
-                f"and there are {votes}: ask more peers (--fan-out), or expect fewer liars"
+                f"{self} withstands {byzantine} liar{'' if byzantine == 1 else 's'} among at least {least} "
+                f"models, the own one included, and there are {votes}: ask more peers (--fan-out), wait for "
+                "more, or expect fewer liars"
             )
 
     def recipe(self, votes: Votes) -> Recipe:

@@ -252,7 +252,7 @@ def test_too_few_models_are_left_out_and_training_goes_on(
     assert all(line["models"] == 0 and line["accuracy_averaged"] is None for line in cycles + finals)
     assert [line["version"] for line in cycles] == [1, 2, 3, 4]
     assert all(line["loss"] > 0 for line in cycles)
-    assert said.count("not averaged: trimmed_mean withstands 1 liars among at least 3 models") == 1
+    assert said.count("not averaged: trimmed_mean withstands 1 liar among at least 3 models") == 1
     assert read_header(state.model).manifest().parents == ()
     assert max(float(tensor.abs().max()) for tensor in tensors_of(state.model).values()) < 10
 
@@ -333,7 +333,7 @@ def test_a_newcomer_takes_what_the_rule_makes_of_several(
 @pytest.mark.parametrize(
     ("aggregation", "count", "words"),
     [
-        (TRIMMED, 1, "trimmed_mean withstands 1 liars among at least 3 models"),
+        (TRIMMED, 1, "trimmed_mean withstands 1 liar among at least 3 models"),
         (TRIMMED, 2, "and there are 2"),
         (AggregationOptions(ROBUST, expected=0.4), 2, "2 of 3 models may be liars'"),
         (TRIMMED, 0, "no peer of this task has published"),

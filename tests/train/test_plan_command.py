@@ -26,7 +26,7 @@ def test_a_safe_plan_as_a_table(capsys: Capture) -> None:
 
 
 def test_a_safe_plan_as_json(capsys: Capture) -> None:
-    code, out, err = call(capsys, *HUNDRED, "--json")
+    code, out, err = call(capsys, *HUNDRED, "--fan-out", "15", "--json")
     assert (code, err) == (0, "")
     figures = json.loads(out)
     wanted = {
@@ -71,7 +71,7 @@ def test_where_no_fan_out_is_safe(capsys: Capture) -> None:
 
 
 def test_traffic_is_that_of_the_model(capsys: Capture) -> None:
-    _, out, _ = call(capsys, *HUNDRED, "--json", "--model-mb", "0.5")
+    _, out, _ = call(capsys, *HUNDRED, "--fan-out", "15", "--json", "--model-mb", "0.5")
     figures = json.loads(out)
     assert figures["mb_per_peer_and_round"] == 7.5
     assert figures["mb_per_round"] == 750.0
@@ -110,3 +110,22 @@ def test_a_wrong_option_is_one_line(capsys: Capture, options: str, words: str) -
 
 def test_what_is_needed_is_asked_for(capsys: Capture) -> None:
     assert "--byzantine" in fails(capsys, 2, "plan", "--peers", "10")
+
+
+def test_the_least_fan_out_that_is_safe_is_the_default(capsys: Capture) -> None:
+    for peers, byzantine, fan_out in ((10, 1, 2), (100, 10, 14), (10, 0, 1)):
+        code, out, _ = call(
+            capsys, "plan", "--peers", peers, "--byzantine", byzantine, "--rounds", 200, "--json"
+        )
+        assert code == 0
+        assert json.loads(out)["fan_out"] == fan_out
+
+
+def test_the_remedy_is_a_fan_out_that_is_safe(capsys: Capture) -> None:
+    """An odd one may not be where the even one before it is."""
+    line = ["plan", "--peers", "100", "--byzantine", "10", "--rounds", "500"]
+    said = fails(capsys, 9, *line, "--fan-out", "15")
+    advised = said.rpartition("--fan-out ")[2].rstrip(")\n")
+    assert int(advised) > 15
+    assert call(capsys, *line, "--fan-out", advised)[0] == 0
+    assert "at least 3 peers" in fails(capsys, 9, "plan", "--peers", "2", "--byzantine", "1")

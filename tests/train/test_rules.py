@@ -608,7 +608,7 @@ def test_one_model_fewer_than_needed_is_too_few(rule: Rule, byzantine: int) -> N
     with pytest.raises(TooFewModels) as caught:
         rule.check(least - 1, byzantine)
     said = str(caught.value)
-    assert said.startswith(f"{rule} withstands {byzantine} liars")
+    assert said.startswith(f"{rule} withstands {byzantine} liar")
     assert f"at least {least} models" in said
     assert f"there are {least - 1}" in said
     assert "--fan-out" in said
