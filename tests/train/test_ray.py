@@ -43,7 +43,7 @@ def on_cluster(processes: Processes, ray_home: dict[str, str], name: str, path: 
     """
     arguments = "".join(f", {one!r}" for one in more)
     program = (
-        "from pathlib import Path; from tests.train import test_simulation as here;"
+        "from pathlib import Path; from tests.train import test_ray as here;"
         f"here.{name}(Path({str(path)!r}){arguments})"
     )
     process = processes.start_python("ray", "-c", program, env=ray_home, patience_s=TORCH_PATIENCE_S)
