@@ -23,6 +23,9 @@ from tests.train.simulating import SMALL, accuracies, make
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.timeout(900)
+"""Ray takes a minute to start on a busy machine."""
+
 
 @pytest.fixture
 def ray_home() -> Iterator[dict[str, str]]:
