@@ -64,48 +64,35 @@ def lenet(input_shape: Sequence[int], classes: int) -> nn.Module:
 
     LeCun et al., 'Gradient-Based Learning Applied to Document Recognition', 1998. Sides from 16 on.
     """
-    channels, height, width = image_shape(input_shape)
-    height, width = (((side - 4) // 2 - 4) // 2 for side in (height, width))
-    if min(height, width) < 1:
-        raise ValueError("images need sides of at least 16 pixels")
-    return ImageNetwork(
-        nn.Conv2d(channels, 6, 5),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Conv2d(6, 16, 5),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(16 * height * width, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, classes),
-    )
+    return _lenet(input_shape, classes, filters=(6, 16), hidden=(120, 84))
 
 
 def caffe_lenet(input_shape: Sequence[int], classes: int) -> nn.Module:
     """The LeNet that came with Caffe: 5 x 5 convolutions (20, 50), then 500 units, classes.
 
     Jia et al., 'Caffe: Convolutional Architecture for Fast Feature Embedding', 2014; 431,080 parameters on
-    28 x 28, and the usual network of papers on Byzantine robustness. Sides from 16 on.
+    28 x 28. Sides from 16 on.
     """
+    return _lenet(input_shape, classes, filters=(20, 50), hidden=(500,))
+
+
+def _lenet(
+    input_shape: Sequence[int], classes: int, *, filters: tuple[int, int], hidden: Sequence[int]
+) -> nn.Module:
     channels, height, width = image_shape(input_shape)
     height, width = (((side - 4) // 2 - 4) // 2 for side in (height, width))
     if min(height, width) < 1:
         raise ValueError("images need sides of at least 16 pixels")
-    return ImageNetwork(
-        nn.Conv2d(channels, 20, 5),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Conv2d(20, 50, 5),
-        nn.MaxPool2d(2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(50 * height * width, 500),
-        nn.ReLU(),
-        nn.Linear(500, classes),
-    )
+    layers: list[nn.Module] = []
+    for number in filters:
+        layers += [nn.Conv2d(channels, number, 5), nn.MaxPool2d(2), nn.ReLU()]
+        channels = number
+    layers.append(nn.Flatten())
+    before = channels * height * width
+    for size in hidden:
+        layers += [nn.Linear(before, size), nn.ReLU()]
+        before = size
+    return ImageNetwork(*layers, nn.Linear(before, classes))
 
 
 def cnn_bn(input_shape: Sequence[int], classes: int, *, width: int = 32) -> nn.Module:

@@ -4,8 +4,8 @@ A peer pulls from `fan_out` random others. With b liars among N peers, the numbe
 hypergeometric: `fan_out` of N - 1 without replacement, b of them marked. Over a run, every one of the
 N - b honest peers draws once a round, and the effective number of liars b̂ is the least number that no
 draw of the whole run exceeds but with a probability of `risk`. After RPEL, "Robust and Efficient
-Collaborative Learning", arXiv:2510.08311, which simulates the draws. The draws of different peers and
-rounds are independent, so the tail can be computed, and here it is.
+Collaborative Learning", arXiv:2510.08311. The draws of different peers and rounds are independent, so the
+tail is computed exactly.
 """
 
 from __future__ import annotations

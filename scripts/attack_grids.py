@@ -102,7 +102,7 @@ def gate(size: Size, attacks: Sequence[str], rule: str, seeds: Sequence[int], bo
 
 
 def mnist(seeds: Sequence[int]) -> Grid:
-    """What the project promises on MNIST, after the tables of RPEL (arXiv:2510.08311)."""
+    """What the project promises on MNIST."""
     cells: list[Cell] = []
     comparisons: list[Comparison] = []
     for seed in seeds:
