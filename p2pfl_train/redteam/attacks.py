@@ -116,7 +116,6 @@ def dissensus(receiver: Tensor, honest: Sequence[Tensor], liars: int, factor: fl
 class Kind:
     """What is known of an attack before it runs."""
 
-    text: str
     factor: float | None = None
     """The default; None: searched, or there is none."""
     takes_factor: bool = True
@@ -127,18 +126,26 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "none": Kind("liars train and tell the truth", takes_factor=False, trains=True),
-    "sign-flip": Kind("the honest mean with its sign turned", factor=1.0),
-    "foe": Kind("fall of empires: back from what the honest have learned", searches=foe),
-    "shrink": Kind("the honest mean, nearer to zero", searches=shrink),
-    "alie": Kind("a little is enough: some deviations off in every coordinate", searches=alie),
-    "label-flip": Kind(
-        "trains honestly on labels c → C - 1 - c", takes_factor=False, trains=True, flips_labels=True
-    ),
-    "gaussian": Kind("the honest mean with noise of this deviation", factor=NOISE),
-    "dissensus": Kind("each receiver is pushed away from those that it pulled", factor=1.0),
-    "free-rider": Kind("the honest mean of so many rounds ago", factor=float(OLD_ROUNDS)),
-    "changing": Kind("another of them every round", takes_factor=False),
+    # liars train and tell the truth
+    "none": Kind(takes_factor=False, trains=True),
+    # the honest mean with its sign turned
+    "sign-flip": Kind(factor=1.0),
+    # fall of empires: back from what the honest have learned
+    "foe": Kind(searches=foe),
+    # the honest mean, nearer to zero
+    "shrink": Kind(searches=shrink),
+    # a little is enough: some deviations off in every coordinate
+    "alie": Kind(searches=alie),
+    # trains honestly on labels c → C - 1 - c
+    "label-flip": Kind(takes_factor=False, trains=True, flips_labels=True),
+    # the honest mean with noise of this deviation
+    "gaussian": Kind(factor=NOISE),
+    # each receiver is pushed away from those that it pulled
+    "dissensus": Kind(factor=1.0),
+    # the honest mean of so many rounds ago
+    "free-rider": Kind(factor=float(OLD_ROUNDS)),
+    # another of them every round
+    "changing": Kind(takes_factor=False),
 }
 CHANGING = ("sign-flip", "foe", "shrink", "alie", "gaussian", "dissensus", "free-rider")
 """What `changing` takes turns with, in random order."""

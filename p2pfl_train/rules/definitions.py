@@ -66,8 +66,6 @@ class Definition:
     """The fewest votes with which it withstands so many liars."""
     uses_byzantine: bool
     """Whether its result depends on f."""
-    breakdown: str
-    """For people: how many liars it withstands."""
 
 
 def mean(votes: Votes) -> Recipe:
@@ -166,13 +164,13 @@ def _any(byzantine: int) -> int:
 
 
 RULES: dict[str, Definition] = {
-    "mean": Definition(mean, False, _any, False, "none"),
-    "fedavg": Definition(fedavg, False, _any, False, "none"),
-    "median": Definition(median, False, _majority, False, "f < n/2"),
-    "trimmed_mean": Definition(trimmed_mean, False, _majority, True, "f < n/2"),
-    "krum": Definition(krum, True, _krum_least, True, "2f + 2 < n"),
-    "multi_krum": Definition(multi_krum, True, _krum_least, True, "2f + 2 < n"),
-    "geometric_median": Definition(geometric_median, True, _majority, False, "f < n/2"),
-    "centered_clipping": Definition(centered_clipping, True, _majority, True, "f < n/2"),
+    "mean": Definition(mean, False, _any, False),
+    "fedavg": Definition(fedavg, False, _any, False),
+    "median": Definition(median, False, _majority, False),
+    "trimmed_mean": Definition(trimmed_mean, False, _majority, True),
+    "krum": Definition(krum, True, _krum_least, True),
+    "multi_krum": Definition(multi_krum, True, _krum_least, True),
+    "geometric_median": Definition(geometric_median, True, _majority, False),
+    "centered_clipping": Definition(centered_clipping, True, _majority, True),
 }
 """By the name that a person types."""
