@@ -83,6 +83,10 @@ def main(program: str, arguments: Sequence[str], signals: StopSignals) -> int:
         raise WrongUsage(f"--every {options.every} must be above 0, at most {MAX_PAUSE_S:g} seconds")
     if attack.kind.flips_labels and options.data is None:
         raise WrongUsage("--attack label-flip learns: give it --data")
+    if not options.state.is_dir():
+        raise WrongUsage(
+            f"--state {options.state}: no such directory; start a daemon (p2pfl-net serve) first"
+        )
     torch.set_num_threads(1)
     state = StateDir(options.state)
     home.prepare(state)

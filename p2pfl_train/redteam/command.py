@@ -218,12 +218,24 @@ def simulate(
             threads=(os.cpu_count() or 1) if threads is None else threads,
         )
         setting.check()
+        _warn(setting, planner.reckoned(network, expect_byzantine).byzantine)
         outcome = _run(setting, _Engines(engine, workers, ray_address), out, as_json, stop)
     if stop():
         Console(stderr=True).print(f"interrupted in round {outcome.final.round} of {rounds}")
         raise typer.Exit(EXIT_INTERRUPTED)
     if bound is not None and outcome.final.worst < bound:
         raise Unsafe(f"the worst honest accuracy is {outcome.final.worst:.4f}, below --bound {bound:g}")
+
+
+def _warn(setting: Setting, expected: int) -> None:
+    """Says on stderr that the honest reckon with fewer liars than there are."""
+    if setting.defence.rule.withstands_liars and expected < setting.byzantine:
+        Console(stderr=True).print(
+            f"the honest expect {expected} of {setting.byzantine} liars (--expect-byzantine): "
+            "the plan's risk holds for so few only",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @dataclass(frozen=True)

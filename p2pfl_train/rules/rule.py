@@ -54,8 +54,8 @@ class Rule:
         if votes < least:
             raise TooFewModels(
                 f"{self} withstands {byzantine} liar{'' if byzantine == 1 else 's'} among at least {least} "
-                f"models, the own one included, and there are {votes}: ask more peers (--fan-out), wait for "
-                "more, or expect fewer liars"
+                f"models (the own one counts where a peer has data), and there are {votes}: ask more peers "
+                "(--fan-out), wait for more, or expect fewer liars"
             )
 
     def recipe(self, votes: Votes) -> Recipe:

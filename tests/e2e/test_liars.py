@@ -79,11 +79,13 @@ def test_a_liar_says_what_it_cannot_do(processes: Processes, tmp_path: Path) -> 
         (["--attack=dissensus"], "one model to all"),
         (["--attack=label-flip"], "give it --data"),
         (["--attack=whatever"], "must be one of"),
+        ([], "no such directory; start a daemon"),
     ):
         liar = processes.start_script("liar", f"--state={tmp_path / 'state'}", *options)
         assert liar.wait() == 2
         assert text in liar.output()
         assert len(liar.output().splitlines()) == 1
+        assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.slow

@@ -103,6 +103,13 @@ def test_options_of_the_trainer_are_taken(capsys: Capture, line: list[object]) -
     assert training["optimiser"]["name"] == "adam"
 
 
+def test_fewer_liars_expected_than_there_are_is_said(capsys: Capture, line: list[object]) -> None:
+    code, _, err = call(capsys, *line, "--expect-byzantine", 0)
+    assert code == 0
+    assert err.startswith("the honest expect 0 of 1 liars (--expect-byzantine)")
+    assert call(capsys, *line, "--expect-byzantine", 0, "--aggregate", "fedavg")[2] == ""
+
+
 def test_a_bound_that_is_kept_and_one_that_is_not(capsys: Capture, line: list[object]) -> None:
     assert call(capsys, *line, "--bound", "0.0")[0] == 0
     said = fails(capsys, 9, *line, "--bound", "0.99")
