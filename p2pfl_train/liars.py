@@ -21,7 +21,7 @@ class Draw:
     members: int
     """All peers that may be of the task, the own one included: a share of them lies."""
     drawable: int
-    """Others that could be drawn; all liars may be among them."""
+    """From how many others the models were drawn at random; all liars may be among them."""
     drawn: int
     """Who was asked, whether a model came or not."""
 

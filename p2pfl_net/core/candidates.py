@@ -1,8 +1,9 @@
 """Whose models a round may collect: live peers of one task and of our tags, whoever told us of them.
 
-A liar may announce a thousand peers. Those that we have called ourselves count in full; of the others, each
-source has a bounded number in the draw, and the rest come last, when nobody else is left. A liar may as well
-say of all others that they do not answer: whom others suspect stays in the draw until our own probe fails.
+A liar may announce a thousand peers. Those that we have called ourselves count in full, and those of whom a
+machine told us that the operator named; of the others, each source has a bounded number in the draw, and the
+rest come last, when nobody else is left. A liar may as well say of all others that they do not answer: whom
+others suspect stays in the draw until our own probe fails.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ class Candidates:
     suspects: frozenset[PeerId] = frozenset()
     """Whom we could not reach ourselves. Asked where nobody else brings a model: they may well live, as all
     do whom two halves of a network suspect in the moment in which they meet again."""
-    undecided: int = 0
-    """Live peers that we have called and that publish nothing yet: they may be of the task."""
+    members: int = 0
+    """Live peers that may be of the task, of whom a share may lie: also those that publish nothing yet, that
+    are suspect, or that are not asked now. Each bounded source brings in a bounded number here too."""
 
 
 def candidates(
@@ -39,13 +41,13 @@ def candidates(
     table: Table,
     params: Params,
     random: Random,
-    is_welcome: Callable[[PeerId], bool] = lambda peer_id: True,
+    is_allowed: Callable[[PeerId], bool] = lambda peer_id: True,
+    is_asked: Callable[[PeerId], bool] = lambda peer_id: True,
 ) -> Candidates:
-    """The candidates of a round; `is_welcome`: whose models may come at all."""
+    """The candidates of a round; `is_allowed`: whose models may come at all, `is_asked`: whose now."""
     tags = frozenset(me.tags)
-    live = list(table.live_records())
-    publishing = (r for r in live if r.published and tags.issubset(r.tags))
-    serving = [record for record in publishing if is_welcome(record.peer_id)]
+    ours = [r for r in table.live_records() if tags.issubset(r.tags) and is_allowed(r.peer_id)]
+    serving = [record for record in ours if record.published and is_asked(record.peer_id)]
     alive = [record for record in serving if not _out_of_reach(record, table)]
     task = choose_task(ask.task, [record.task for record in alive or serving if record.task], random)
     fitting = [record for record in serving if record.task == task]
@@ -54,8 +56,9 @@ def candidates(
     limit = params.collected_hearsay * ask.fan_out
     reserve = _beyond_share(others, table, limit, random) | _beyond_share(suspects, table, limit, random)
     addresses = {record.peer_id: table.addresses(record.peer_id) for record in fitting}
-    undecided = sum(not r.published and table.hearsay.source(r.peer_id) is None for r in live)
-    return Candidates(task, addresses, frozenset(reserve), frozenset(suspects), undecided)
+    members = [record.peer_id for record in ours if not record.published or record.task == task]
+    counted = len(members) - len(_beyond_share(members, table, limit, random))
+    return Candidates(task, addresses, frozenset(reserve), frozenset(suspects), counted)
 
 
 def _out_of_reach(record: Record, table: Table) -> bool:
@@ -67,10 +70,10 @@ def _out_of_reach(record: Record, table: Table) -> bool:
 
 
 def _beyond_share(peer_ids: Sequence[PeerId], table: Table, limit: int, random: Random) -> set[PeerId]:
-    """Of each source's unverified peers, those beyond `limit`."""
+    """Of each bounded source's peers, those beyond `limit`."""
     hearsay: defaultdict[str, list[PeerId]] = defaultdict(list)
     for peer_id in peer_ids:
-        source = table.hearsay.source(peer_id)
+        source = table.hearsay.bounded_source(peer_id)
         if source is not None:
             hearsay[source].append(peer_id)
     return {

@@ -51,8 +51,10 @@ class _Round:
     done: dict[FetchId, PeerId] = field(default_factory=dict)
     failed: dict[PeerId, str] = field(default_factory=dict)
     tried: set[PeerId] = field(default_factory=set)
-    drawable: int = 0
-    undecided: int = 0
+    draw: frozenset[PeerId] = frozenset()
+    """Those from whom the round draws before it turns to the reserve and the suspects."""
+    members: int = 0
+    """Live peers that may be of the task."""
     link_is_slow: bool = False
     """Whether somebody else was tried and was no faster."""
     most: int = 1
@@ -68,6 +70,15 @@ class _Round:
     def missing(self) -> int:
         """How many models are still to come."""
         return self.ask.fan_out - self.given_up - len(self.done)
+
+    @property
+    def drawable(self) -> int:
+        """From how many those who were asked were drawn at random.
+
+        From no more than themselves, once the round has turned to those that come last: by then all the
+        others have been asked, and all liars may be among them.
+        """
+        return len(self.draw if self.tried <= self.draw else self.tried)
 
     @property
     def is_full(self) -> bool:
@@ -116,23 +127,25 @@ class Collector:
         *,
         reserve: Collection[PeerId] = (),
         suspects: Collection[PeerId] = (),
-        undecided: int = 0,
+        members: int = 0,
     ) -> list[Output]:
         """Begins a round over `candidates` (peer to addresses); those of the `reserve` come last, and
         `suspects` where nobody else brings anything. An unfinished one is given up: only the latest
-        request of the one trainer counts. `undecided` is handed on."""
+        request of the one trainer counts. `members`: how many may be of the task."""
         if self._round is not None:
             self._cancel_all(self._round)
             self._round = None
         if task is None:
-            self._out.append(CollectionDone(event.round, (), (), 0, peers, 0.0, undecided=undecided))
+            self._out.append(CollectionDone(event.round, (), (), 0, peers, 0.0, undecided=members))
             return self._take_outputs()
         order = self._draw([peer_id for peer_id in candidates if peer_id not in suspects], reserve)
         last = self._draw(suspects, reserve)
         pace = Pace(now, now + event.deadline_s, self._params.stall_s)
         most = min(2 * event.fan_out, self._params.max_fetches)
-        self._round = _Round(event, task, pace, candidates, peers, order, last, most=most)
-        self._round.drawable, self._round.undecided = len(candidates) - len(set(reserve)), undecided
+        draw = frozenset(candidates).difference(reserve, suspects)
+        self._round = _Round(
+            event, task, pace, candidates, peers, order, last, draw=draw, members=members, most=most
+        )
         self._advance(now)
         return self._take_outputs()
 
@@ -334,7 +347,7 @@ class Collector:
                 seconds=now - current.pace.started,
                 drawn=len(current.tried),
                 drawable=current.drawable,
-                undecided=current.undecided,
+                undecided=max(0, current.members - current.drawable),
             )
         )
 

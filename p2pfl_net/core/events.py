@@ -246,10 +246,10 @@ class CollectionDone:
     drawn: int = 0
     """Peers that were asked for their model, also those who were overtaken by others."""
     drawable: int = 0
-    """Peers of the task in the draw, suspects included; of those that were only heard of, no more than
-    their sources may bring in."""
+    """From how many they were drawn at random; all liars may be among these."""
     undecided: int = 0
-    """Live peers that we have called and that publish nothing yet."""
+    """Other live peers that may be of the task: they publish nothing yet, are suspect, refuse us or were put
+    aside, or were only heard of."""
 
 
 @dataclass(frozen=True, slots=True)

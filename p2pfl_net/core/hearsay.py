@@ -25,6 +25,14 @@ class Hearsay:
         """Who told us of a peer; None: it is verified, or nobody did."""
         return self._sources.get(peer_id)
 
+    def bounded_source(self, peer_id: PeerId) -> str | None:
+        """The source whose word alone the peer is known by, if it may not bring in as many as it likes.
+
+        None: the peer counts in full, for we have called it, or the operator named who told us of it.
+        """
+        source = self._sources.get(peer_id)
+        return None if source in self._trusted else source
+
     def mark(self, peer_id: PeerId, source: str) -> None:
         """The peer is known by the word of `source` alone, in place of anybody else's."""
         self.unmark(peer_id)

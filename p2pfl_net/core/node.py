@@ -178,10 +178,11 @@ class Node:
         table, offences = self.membership.table, self._collector.offences
         outputs: list[Output] = [*offences.judge(event, now)]
 
-        def is_welcome(peer_id: PeerId) -> bool:
-            return self._trust.allows(peer_id) and offences.is_asked(peer_id, now)
+        def is_asked(peer_id: PeerId) -> bool:
+            return offences.is_asked(peer_id, now)
 
-        chosen = candidates(event, self.membership.me, table, self._params, self._random, is_welcome)
+        me, allows = self.membership.me, self._trust.allows
+        chosen = candidates(event, me, table, self._params, self._random, allows, is_asked)
         return outputs + self._collector.ask(
             event,
             chosen.task,
@@ -190,7 +191,7 @@ class Node:
             now,
             reserve=chosen.reserve,
             suspects=chosen.suspects,
-            undecided=chosen.undecided,
+            members=chosen.members,
         )
 
     def _fetch_finished(self, event: FetchFinished, now: float) -> list[Output]:

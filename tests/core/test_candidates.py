@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -95,6 +96,29 @@ def test_a_record_counts_in_full_once_its_peer_was_called() -> None:
     for number in range(1, 41):
         table.verify(numbered(number))
     assert candidates(ASK, ME, table, PARAMS, Random(0)).reserve == frozenset()
+
+
+def test_whom_an_operator_named_may_tell_of_a_whole_network() -> None:
+    table = table_of(*map(record, range(1, 401)), source=BOOT, verified=False)
+    table.hearsay.trust(BOOT)
+    chosen = candidates(ASK, ME, table, PARAMS, Random(0))
+    assert (len(chosen.addresses), chosen.reserve, chosen.members) == (400, frozenset(), 400)
+
+
+def test_of_whom_a_share_may_lie() -> None:
+    """All that may be of the task; the liars may be those that can be drawn."""
+    silent = [replace(record(number), published=False, task=None) for number in range(100, 200)]
+    table = table_of(*map(record, range(1, 11)), *silent[:30])
+    tell(table, *silent[30:], source=LIAR)
+    tell(table, *map(record, range(200, 300)), source=BOOT)
+    table.hearsay.trust(BOOT)
+    tell(table, *(record(number, task=TaskDigest("8" * 64)) for number in range(300, 310)), source=None)
+    refusing, distrusted = set(map(numbered, range(1, 8))), numbered(8)
+    chosen = candidates(
+        ASK, ME, table, PARAMS, Random(0), lambda peer_id: peer_id != distrusted, lambda p: p not in refusing
+    )
+    assert set(chosen.addresses) == set(map(numbered, [9, 10, *range(200, 300)]))
+    assert chosen.members == 9 + 30 + PARAMS.collected_hearsay * FAN_OUT + 100
 
 
 @pytest.mark.parametrize(

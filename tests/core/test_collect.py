@@ -394,6 +394,32 @@ def test_whom_only_others_suspect_stays_in_the_draw() -> None:
     assert (done.candidates, len(done.fetched), done.drawn, done.drawable) == (3, 3, 3, 3)
 
 
+@pytest.mark.parametrize(("fan_out", "drawable"), [(2, 8), (8, 8), (9, 9), (12, 12), (16, 16)])
+@pytest.mark.parametrize("last", ["reserve", "suspects"])
+def test_once_those_that_come_last_are_asked_nobody_was_drawn_at_random(
+    fan_out: int, drawable: int, last: str
+) -> None:
+    """The others have all been asked by then, and they may have been the liars."""
+    everyone = peers(16)
+    come_last = sorted(everyone)[8:]
+    collector = Collector(PARAMS, Random(0))
+    outputs = collector.ask(
+        Ask(1, fan_out, 9.0, TASK), TASK, everyone, 40, 0.0, members=30,
+        reserve=come_last if last == "reserve" else (), suspects=come_last if last == "suspects" else (),
+    )  # fmt: skip
+    while not any(isinstance(output, CollectionDone) for output in outputs):
+        fetch = next(output for output in outputs if isinstance(output, Fetch))
+        outputs.remove(fetch)
+        if last == "reserve":
+            outputs += collector.finished(FetchFinished(fetch.fetch), 0.0)
+        else:
+            outputs += collector.failed(FetchFailed(fetch.fetch, BAD, "broken"), 0.0)
+    (done,) = [output for output in outputs if isinstance(output, CollectionDone)]
+    if last == "suspects":  # nobody brings anything, so all are asked
+        fan_out = drawable = 16
+    assert (done.drawn, done.drawable, done.undecided) == (fan_out, drawable, 30 - drawable)
+
+
 def test_a_round_says_how_many_were_asked_and_who_may_come_yet() -> None:
     network = Network(8)
     asker, *others = published(network, [None, TASK, TASK, TASK, OTHER_TASK, None, None])

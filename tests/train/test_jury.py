@@ -78,9 +78,11 @@ def test_the_share_is_of_all_that_may_be_of_the_task() -> None:
     assert byzantine_among(SHARE, outcome(3, candidates=3, drawn=3, drawable=3, undecided=0), 15) == 1
 
 
-def test_peers_that_were_only_heard_of_make_no_more_liars() -> None:
-    heard = outcome(10, candidates=319, drawn=10, drawable=25, undecided=0)
-    assert byzantine_among(SHARE, heard, 10) == 3
+def test_who_is_not_in_the_draw_makes_those_in_it_no_safer() -> None:
+    """Of 100 peers ten may lie, and all ten may be among the 25 of which as many were drawn as asked for."""
+    assert byzantine_among(SHARE, outcome(10, candidates=319, drawn=10, drawable=25, undecided=0), 10) == 3
+    with pytest.raises(TooFewModels):
+        byzantine_among(SHARE, outcome(10, candidates=319, drawn=10, drawable=25, undecided=74), 10)
 
 
 def test_liars_that_fail_are_no_veto_for_long() -> None:
