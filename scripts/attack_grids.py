@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 ROBUST = "nnm+trimmed_mean"
-SLOW_ROUNDS = 600
+SLOW_ROUNDS = 1000
 """Where peers hold few labels each: what a rule trims away is also what the honest learn."""
 
 
