@@ -25,10 +25,6 @@ DEFAULT_RISK = 0.05
 DEFAULT_ROUNDS = 1000
 """The run that a trainer without an end plans for; b̂ grows with the logarithm of it."""
 
-ADVISED_SHARE = 0.4
-"""b̂ of the models. What liars can do to a trimmed mean grows as r (1 + r) with r = f / (n - 2f) (Allouah et
-al., "Fixing by Mixing", AISTATS 2023): it is 6 here, 20 at 4 of 9, 90 at 9 of 19."""
-
 
 @dataclass(frozen=True)
 class Network:
@@ -142,25 +138,10 @@ def smallest_safe(network: Network) -> Plan | None:
     return plan(network, candidates[at]) if at < len(candidates) else None
 
 
-@lru_cache(maxsize=256)
 def advised(network: Network) -> int:
-    """A fan-out, hardly above the smallest, with which at most `ADVISED_SHARE` of the models may be liars'.
-
-    All others where there is none, if that is safe. At the smallest safe one a rule is left with the
-    median, whose error is largest, and any peer that fails costs the round.
-    """
+    """The smallest safe fan-out; all others where none is."""
     safe = smallest_safe(network)
-    if safe is None:
-        return network.peers - 1
-    candidates = range(safe.fan_out, network.peers)
-    at = bisect_left(candidates, True, key=lambda fan_out: _is_comfortable(plan(network, fan_out)))
-    if at < len(candidates):
-        return candidates[at]
-    return network.peers - 1 if plan(network, network.peers - 1).safe else safe.fan_out
-
-
-def _is_comfortable(found: Plan) -> bool:
-    return found.effective <= ADVISED_SHARE * found.votes
+    return network.peers - 1 if safe is None else safe.fan_out
 
 
 def _is_safe(network: Network, fan_out: int) -> bool:

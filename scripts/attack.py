@@ -48,7 +48,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     add("--grid", choices=("gate", "mnist"), default="gate", help="your gate, or what the project promises")
     add("--peers", type=int, default=20, help="of the gate (20)")
     add("--byzantine", type=int, default=4, help="liars among them (4)")
-    add("--fan-out", type=int, help="models that a peer pulls; by default as many as are advised")
+    add("--fan-out", type=int, help="models that a peer pulls; by default the fewest that are safe")
     add("--rounds", type=int, default=200, help="of the gate (200)")
     add("--partition", default="paper", help="of the gate, as for p2pfl-train run (paper)")
     add("--attacks", default=",".join(GATE_ATTACKS), help="of the gate, separated by commas (all)")
@@ -238,7 +238,7 @@ def _fan_out(cell: Cell) -> int:
         return cell.fan_out
     network = planner.Network(cell.peers, cell.byzantine, cell.rounds)
     network = planner.reckoned(network, cell.expected)
-    found = planner.plan(network, planner.advised(network))
-    if not found.safe:
-        raise Unsafe(planner.refusal(network, found))
-    return found.fan_out
+    safe = planner.smallest_safe(network)
+    if safe is None:
+        raise Unsafe(planner.refusal(network, planner.plan(network, cell.peers - 1)))
+    return safe.fan_out

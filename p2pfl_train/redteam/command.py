@@ -36,7 +36,7 @@ Byzantine = Annotated[int, typer.Option(help="Liars among them.", rich_help_pane
 Rounds = Annotated[int, typer.Option(help="Rounds of the run.", rich_help_panel=_NETWORK)]
 PlannedFanOut = Annotated[
     int | None,
-    typer.Option(help="Models to pull; by default as many as are advised.", rich_help_panel=_NETWORK),
+    typer.Option(help="Models to pull; by default the fewest that are safe.", rich_help_panel=_NETWORK),
 ]
 
 
@@ -61,23 +61,17 @@ def plan(
     if not 0 < model_mb <= 1e6:
         raise UsageError(f"--model-mb {model_mb} must be above 0, at most 1e6")
     found, safe = planner.plan(network, fan_out), planner.smallest_safe(network)
-    advised = planner.plan(network, planner.advised(network))
-    figures = _plan_figures(network, found, safe, advised, model_mb)
+    figures = _plan_figures(network, found, safe, model_mb)
     if as_json:
         typer.echo(json.dumps(figures))
     else:
-        table = _plan_table(network, found, safe, advised, figures)
-        Console(width=None if sys.stdout.isatty() else 160).print(table)
+        Console(width=None if sys.stdout.isatty() else 160).print(_plan_table(network, found, safe, figures))
     if not found.safe:
         raise Unsafe(planner.refusal(network, found))
 
 
 def _plan_figures(
-    network: planner.Network,
-    found: planner.Plan,
-    safe: planner.Plan | None,
-    advised: planner.Plan,
-    model_mb: float,
+    network: planner.Network, found: planner.Plan, safe: planner.Plan | None, model_mb: float
 ) -> dict[str, Any]:
     return {
         "peers": network.peers,
@@ -92,19 +86,13 @@ def _plan_figures(
         "safe": found.safe,
         "smallest_safe_fan_out": None if safe is None else safe.fan_out,
         "smallest_safe_effective_byzantine": None if safe is None else safe.effective,
-        "advised_fan_out": advised.fan_out if advised.safe else None,
-        "advised_effective_byzantine": advised.effective if advised.safe else None,
         "mb_per_peer_and_round": round(found.fan_out * model_mb, 3),
         "mb_per_round": round(network.peers * found.fan_out * model_mb, 3),
     }
 
 
 def _plan_table(
-    network: planner.Network,
-    found: planner.Plan,
-    safe: planner.Plan | None,
-    advised: planner.Plan,
-    figures: dict[str, Any],
+    network: planner.Network, found: planner.Plan, safe: planner.Plan | None, figures: dict[str, Any]
 ) -> Table:
     table = Table(show_header=False, title_justify="left", title="plan")
     table.add_column()
@@ -116,18 +104,15 @@ def _plan_table(
         "liars among the pulled, b̂": f"{found.effective} of {found.votes} models, the own one included",
         "more in some draw": f"with probability {found.exceeded:.3g} (at most {network.risk:g} is accepted)",
         "f of the rule": str(found.effective) if found.safe else "none: liars may be half or more",
-        "smallest safe fan-out": "none" if safe is None else _with_liars(safe),
-        "advised fan-out": _with_liars(advised) if advised.safe else "none",
+        "smallest safe fan-out": "none"
+        if safe is None
+        else f"{safe.fan_out}, with {safe.effective} of {safe.votes}",
         "traffic a round": f"{figures['mb_per_peer_and_round']:g} MB in for each peer, "
         f"{figures['mb_per_round']:,g} MB in all",
     }
     for name, text in rows.items():
         table.add_row(name, text)
     return table
-
-
-def _with_liars(found: planner.Plan) -> str:
-    return f"{found.fan_out}, with {found.effective} of {found.votes}"
 
 
 def simulate(

@@ -133,7 +133,7 @@ def test_a_tiny_gate_and_a_bound_that_is_not_kept(processes: Processes, tmp_path
     again = start(processes, out, "--resume", "--bound=1.0")
     assert again.wait() == 9
     report, last = again.output().splitlines()
-    assert last.startswith("attack: 2 bounds are not kept: 6-1-sign-flip-nnm+trimmed_mean-advised-paper-")
+    assert last.startswith("attack: 2 bounds are not kept: 6-1-sign-flip-nnm+trimmed_mean-safe-paper-")
     assert len(json.loads((out / "report.json").read_text())["not_kept"]) == 2
     assert ": worst 0." in (out / "report.md").read_text()
 

@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 
 from p2pfl_train.errors import UsageError
 from p2pfl_train.planner import (
-    ADVISED_SHARE,
     MAX_PEERS,
     Network,
     Plan,
-    advised,
     check_risk,
     expected_liars,
     plan,
@@ -49,13 +47,6 @@ def test_the_smallest_safe_fan_out_is_the_first_safe_one() -> None:
 def test_against_half_of_all_there_is_no_safe_fan_out() -> None:
     assert smallest_safe(Network(10, 5, 100)) is None
     assert smallest_safe(Network(2, 1, 1)) is None
-
-
-@pytest.mark.parametrize(
-    ("peers", "byzantine", "fan_out"), [(30, 9, 22), (30, 6, 14), (10, 2, 4), (3, 1, 2), (9, 4, 8), (2, 0, 1)]
-)
-def test_known_advice(peers: int, byzantine: int, fan_out: int) -> None:
-    assert advised(Network(peers, byzantine, 200)) == fan_out
 
 
 def test_a_plan_that_is_not_safe_is_refused_with_the_fan_out_that_is() -> None:
@@ -177,25 +168,6 @@ def test_without_liars_none_are_met(peers: int, rounds: int, data: st.DataObject
 def test_the_smallest_safe_one_is_searched_from_below(network: Network) -> None:
     plans = [plan(network, fan_out) for fan_out in range(1, network.peers)]
     assert smallest_safe(network) == next((found for found in plans if found.safe), None)
-
-
-@given(network=networks(peers=60))
-def test_what_is_advised_is_safe_wherever_anything_is(network: Network) -> None:
-    safe, found = smallest_safe(network), plan(network, advised(network))
-    if safe is None:
-        assert found.fan_out == network.peers - 1
-        return
-    assert safe.fan_out <= found.fan_out < network.peers
-    comfortable = [
-        fan_out
-        for fan_out in range(safe.fan_out, network.peers)
-        if plan(network, fan_out).effective <= ADVISED_SHARE * (fan_out + 1)
-    ]
-    if comfortable:
-        assert found.fan_out in comfortable
-        assert found.fan_out <= comfortable[0] + 4
-    else:
-        assert found.safe
 
 
 @pytest.mark.parametrize(
