@@ -30,6 +30,9 @@ SAVE_S = 1.0
 """The optimiser state is written at most this often: it is as large as the model, and each write waits
 for the disk. A restart loses the momentum of that time; the weights are never behind."""
 
+MAX_DIVERGED = 3
+"""So many cycles in a row may end in NaN before a peer begins anew, or gives up."""
+
 
 def make_optimiser(model: nn.Module, options: OptimiserOptions) -> Optimizer:
     """SGD with momentum, or Adam, over all parameters that learn."""

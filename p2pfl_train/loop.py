@@ -27,7 +27,7 @@ from p2pfl_train.config import RunOptions
 from p2pfl_train.errors import WeightsRefused
 from p2pfl_train.evaluate import Evaluation, Schedule, evaluate
 from p2pfl_train.exchange import LATE_S, Exchange, Outcome, Wish, next_round, peers_that_differ
-from p2pfl_train.learner import Learner
+from p2pfl_train.learner import MAX_DIVERGED, Learner
 from p2pfl_train.liars import Jury
 from p2pfl_train.pace import Lead, Pace
 from p2pfl_train.report import CycleRecord, Report
@@ -42,8 +42,6 @@ RECEIVE_PAUSE_S = 1.0
 """Between two requests of a peer that has nothing to train on, unless a period is given."""
 FINAL_EVALUATION_S = 5.0
 """Who stops us by a signal waits at most about this long for the last measurement, unless asked for."""
-MAX_DIVERGED = 3
-"""So many cycles in a row may end in NaN before we give up."""
 
 
 def run(

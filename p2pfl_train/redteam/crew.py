@@ -55,7 +55,9 @@ class Crew:
                 CLAIMED_SAMPLES if index in self._liars else samples
                 for index, samples in enumerate(self._samples)
             ]
-        self._peers = {index: self._peer(tasks[index], index) for index in self.members}
+        self._peers: dict[int, Peer] = {}
+        for index in self.members:
+            self._peers[index] = self._peer(tasks[index], index)
         some = next(iter(self._peers.values()))
         self._draws_at_random = some.draws_at_random(setting.training)
         self.variances = some.variances()
@@ -67,7 +69,9 @@ class Crew:
         setting = self._setting
         if index in self._liars and setting.attack.kind.flips_labels:
             task = flipped(task)
-        return Peer.of(task, setting.training, f"{setting.seed}/{index + 1}/{setting.peers}")
+        # All start from the same weights; one copy is enough.
+        initial = next((peer.initial for peer in self._peers.values()), None)
+        return Peer.of(task, setting.training, f"{setting.seed}/{index + 1}/{setting.peers}", initial)
 
     @property
     def initial(self) -> Tensor:

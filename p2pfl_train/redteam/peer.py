@@ -17,7 +17,7 @@ from p2pfl_train.batches import Batches
 from p2pfl_train.config import TrainingOptions
 from p2pfl_train.datasets.examples import Examples
 from p2pfl_train.errors import UsageError
-from p2pfl_train.learner import fresh_model, make_optimiser, take_step
+from p2pfl_train.learner import MAX_DIVERGED, fresh_model, make_optimiser, take_step
 from p2pfl_train.task import Batch, Task
 from p2pfl_train.tensors import buffer_names, is_finite, stored_tensors
 from p2pfl_train.weights import TensorFile
@@ -32,23 +32,34 @@ class Peer:
     optimiser: Optimizer | None
     """None for one that does not train, as is `batches`."""
     batches: Batches | None
+    initial: Tensor | None = None
+    """The weights of the task's seed, (parameters,), to begin anew from."""
+    diverged: int = 0
+    """Calls of `train` in a row that came to nothing."""
 
     @classmethod
-    def of(cls, task: Task, training: TrainingOptions, sampling_seed: str) -> Peer:
-        """Starts with the weights of the task's seed, as peers do. Raises `ModelError`."""
+    def of(
+        cls, task: Task, training: TrainingOptions, sampling_seed: str, initial: Tensor | None = None
+    ) -> Peer:
+        """Starts with the weights of the task's seed, as peers do; `initial`: these, where others hold them.
+
+        Raises `ModelError`.
+        """
         model = fresh_model(task)
-        return cls(
+        made = cls(
             task,
             model,
             make_optimiser(model, training.optimiser),
             Batches(task.train, training.batch_size, sampling_seed),
         )
+        made.initial = made.weights() if initial is None else initial
+        return made
 
     def train(self, steps: int, row: Tensor) -> float:
         """Takes `steps` steps and writes the weights to `row`, (parameters,); returns the mean loss.
 
-        Where they are not finite, the peer goes back to what it had, without momentum, as a trainer
-        does; the loss is NaN then.
+        Where they are not finite, the peer goes back to what it had, without momentum, and the third time
+        in a row to the weights of the task's seed, as a trainer does; the loss is NaN then.
         """
         assert self.optimiser is not None
         assert self.batches is not None
@@ -61,7 +72,11 @@ class Peer:
                 break
         row.copy_(self.weights())
         if math.isfinite(total) and is_finite(row):
+            self.diverged = 0
             return total / steps
+        self.diverged += 1
+        if self.diverged >= MAX_DIVERGED and self.initial is not None:
+            before, self.diverged = self.initial, 0
         row.copy_(before)
         self.load(row)
         self.optimiser.state.clear()

@@ -16,6 +16,7 @@ from p2pfl_train.aggregate import Contribution, aggregate
 from p2pfl_train.config import OptimiserName, OptimiserOptions, TrainingOptions
 from p2pfl_train.datasets.examples import Examples
 from p2pfl_train.errors import DataError, UsageError
+from p2pfl_train.learner import MAX_DIVERGED
 from p2pfl_train.redteam.crew import Crew
 from p2pfl_train.redteam.options import Defence
 from p2pfl_train.redteam.simulation import distances_of, members, simulate
@@ -69,6 +70,18 @@ def test_a_peer_that_diverges_goes_back_without_momentum(steps: int, tmp_path: P
     assert steps == 1 or torch.equal(rows[diverged[0]], first)
 
 
+def test_a_peer_that_diverges_three_times_in_a_row_begins_anew() -> None:
+    crew = Crew(make(training=TrainingOptions(2, None, 25, OptimiserOptions("sgd", 1e30))), (0, 1))
+    first, far = crew.initial, torch.full_like(crew.initial, 1e30)
+    for number in range(1, 6):
+        for peer in crew._peers.values():
+            peer.load(far)
+        rows, losses = crew.train(number)
+        assert all(map(math.isnan, losses))
+        for row in rows:
+            assert torch.equal(row, first if number % MAX_DIVERGED == 0 else far)
+
+
 def test_a_peer_that_diverges_draws_as_many_batches_as_the_trainer(tmp_path: Path) -> None:
     setting = make(training=TrainingOptions(4, None, 25, OptimiserOptions("sgd", 1e30)))
     crew, trainer = Crew(setting, members(setting)), trainer_of(setting, 0, tmp_path)
@@ -83,11 +96,13 @@ def test_a_peer_that_diverges_draws_as_many_batches_as_the_trainer(tmp_path: Pat
 
 @pytest.mark.parametrize("rule", ["fedavg", "nnm+trimmed_mean"])
 def test_a_run_goes_on_when_all_diverge(rule: str) -> None:
-    setting = make("alie", rule, lr=1e30)
-    outcome = simulate(setting, Crew(setting, members(setting)))
-    assert outcome.final.round == 5
-    assert outcome.final.loss is None
-    assert all(0 <= accuracy <= 1 for accuracy in outcome.final.accuracies)
+    """The first step is one of a sound model; after three that were not, all begin anew."""
+    for rounds in (4, 5):
+        setting = replace(make("alie", rule, lr=1e30), rounds=rounds)
+        outcome = simulate(setting, Crew(setting, members(setting)))
+        assert outcome.final.round == rounds
+        assert (outcome.final.loss is None) == (rounds == 4)
+        assert all(0 <= accuracy <= 1 for accuracy in outcome.final.accuracies)
 
 
 # The trainer's aggregation
