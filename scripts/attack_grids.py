@@ -10,7 +10,7 @@ SLOW_ROUNDS = 1000
 """Where peers hold few labels each: what a rule trims away is also what the honest learn."""
 
 GIVEN_FACTOR = 0.43
-"""What Baruch et al. (NeurIPS 2019, section 3) compute for 9 liars of 30: the normal quantile at 14 of 21."""
+"""What Baruch et al. (NeurIPS 2019) compute for 9 liars of 30: the normal quantile at 14 of 21."""
 
 
 @dataclass(frozen=True)
